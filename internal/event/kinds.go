@@ -1,0 +1,176 @@
+package event
+
+import "slices"
+
+// Kind names a sort of event.
+type Kind string
+
+// Type is the type of a field.
+type Type string
+
+// The types of fields. Times and durations are Float seconds; sizes are Int bytes.
+const (
+	String Type = "string"
+	Int    Type = "int"
+	Float  Type = "float"
+	Bool   Type = "bool"
+	List   Type = "list" // of strings
+)
+
+func (t Type) holds(v any) bool {
+	switch v.(type) {
+	case string:
+		return t == String
+	case int64:
+		return t == Int
+	case float64:
+		return t == Float
+	case bool:
+		return t == Bool
+	case []string:
+		return t == List
+	}
+	return false
+}
+
+// Field describes one field of a kind.
+type Field struct {
+	Name string
+	Type Type
+	Doc  string
+}
+
+// Schema describes a kind. Claim marks kinds whose fields are a guest's own words.
+type Schema struct {
+	Doc    string
+	Fields []Field
+}
+
+// Field looks a field up by name.
+func (s Schema) Field(name string) (Field, bool) {
+	i := slices.IndexFunc(s.Fields, func(f Field) bool { return f.Name == name })
+	if i < 0 {
+		return Field{}, false
+	}
+	return s.Fields[i], true
+}
+
+// The kinds.
+const (
+	MachineCreated  Kind = "machine.created"
+	MachineStarted  Kind = "machine.started"
+	MachineStopped  Kind = "machine.stopped"
+	MachineFailed   Kind = "machine.failed"
+	MachinePaused   Kind = "machine.paused"
+	MachineResumed  Kind = "machine.resumed"
+	MachineRemoved  Kind = "machine.removed"
+	MachineRebooted Kind = "machine.rebooted"
+
+	DiskRead    Kind = "disk.read"
+	DiskWrite   Kind = "disk.write"
+	FileChanged Kind = "file.changed"
+	FileOpened  Kind = "file.opened"
+
+	NetFlow   Kind = "net.flow"
+	NetDenied Kind = "net.denied"
+	NetDNS    Kind = "net.dns"
+
+	ProcessStarted     Kind = "process.started"
+	ProcessExited      Kind = "process.exited"
+	ProcessCredentials Kind = "process.credentials"
+	ProcessHidden      Kind = "process.hidden"
+	ProcessMissed      Kind = "process.missed"
+	ModuleLoaded       Kind = "module.loaded"
+	ModuleHidden       Kind = "module.hidden"
+	KernelTampered     Kind = "kernel.tampered"
+
+	CPUUsage    Kind = "cpu.usage"
+	ConsoleLine Kind = "console.line"
+	GuestLog    Kind = "guest.log"
+
+	PolicyAlert    Kind = "policy.alert"
+	ResponseDone   Kind = "response.done"
+	ResponseFailed Kind = "response.failed"
+	QuarantineOn   Kind = "response.quarantined"
+	QuarantineOff  Kind = "response.released"
+	AccessCall     Kind = "access.call"
+	EventsLost     Kind = "vigia.lost"
+	VigiaStarted   Kind = "vigia.started"
+	VigiaStopped   Kind = "vigia.stopped"
+	WorkerDied     Kind = "vigia.worker_died"
+)
+
+var processFields = []Field{
+	{"pid", Int, "process id in the guest's first pid namespace"},
+	{"ppid", Int, "its parent"},
+	{"uid", Int, "its real user id"},
+	{"comm", String, "the kernel's name of the task"},
+	{"exe", String, "path of its executable"},
+	{"cmdline", String, "its command line: the guest's own words"},
+}
+
+var flowFields = []Field{
+	{"protocol", String, "tcp, udp or icmp"},
+	{"direction", String, "out: the guest began it; in: the outside did"},
+	{"local", String, "the guest's end, address:port"},
+	{"remote", String, "the far end, address:port"},
+	{"name", String, "the DNS name under which the guest had resolved the far end, if it did"},
+}
+
+// Kinds is the table of all kinds and their fields. Every field may be absent; a rule reads an absent one as its
+// type's zero.
+var Kinds = map[Kind]Schema{
+	MachineCreated:  {"a machine was made", []Field{{"image", String, "image name"}, {"image_id", String, "image content address"}, {"owner", String, ""}, {"purpose", String, ""}}},
+	MachineStarted:  {"a machine began to run", []Field{{"accelerator", String, "kvm or tcg"}, {"pid", Int, "QEMU's process id on the host"}, {"adopted", Bool, "it was found running by a new daemon"}}},
+	MachineStopped:  {"a machine ended as asked, or powered itself off", []Field{{"ended", String, "poweroff, reboot, stopped or forced"}, {"seconds", Float, "how long it ran"}}},
+	MachineFailed:   {"a machine ended as nobody asked", []Field{{"ended", String, "panic or qemu-died"}, {"reason", String, "what is known of why"}, {"seconds", Float, "how long it ran"}}},
+	MachinePaused:   {"a machine was paused", []Field{{"reason", String, "who or what paused it"}}},
+	MachineResumed:  {"a machine goes on", []Field{{"reason", String, "who or what resumed it"}}},
+	MachineRemoved:  {"a machine and its disk were deleted", nil},
+	MachineRebooted: {"the guest rebooted", nil},
+
+	DiskRead: {"the guest read disk blocks of a file", []Field{
+		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
+		{"bytes", Int, "bytes read"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched: this event is one access, not a count"}}},
+	DiskWrite: {"the guest wrote disk blocks of a file", []Field{
+		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
+		{"bytes", Int, "bytes written"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched"},
+		{"pending", Bool, "the owner was not yet known when the blocks were written; it was bound at the journal's commit"}}},
+	FileChanged: {"a watched file's directory entry or inode changed", []Field{{"path", String, "the file"}, {"inode", Int, ""}, {"change", String, "created, removed, renamed, modified, mode or owner"}, {"detail", String, ""}}},
+	FileOpened:  {"a watched file was opened", append([]Field{{"path", String, "the file"}, {"write", Bool, "for writing"}}, processFields...)},
+
+	NetFlow: {"a network flow ended", append(flowFields[:len(flowFields):len(flowFields)],
+		Field{"bytes_out", Int, "payload bytes the guest sent"}, Field{"bytes_in", Int, "payload bytes the guest received"},
+		Field{"packets_out", Int, "frames the guest sent"}, Field{"packets_in", Int, "frames the guest received"},
+		Field{"seconds", Float, "how long it lived"}, Field{"reason", String, "closed, reset, idle, quarantine, denied, stopped"})},
+	NetDenied: {"a frame or flow was refused", append(flowFields[:len(flowFields):len(flowFields)], Field{"reason", String, "the rule that refused it, or quarantine"}, Field{"count", Int, "how many like it, where coalesced"})},
+	NetDNS:    {"the guest asked for a name", []Field{{"name", String, "the name asked for"}, {"type", String, "A, AAAA, …"}, {"rcode", String, "NOERROR, NXDOMAIN, …"}, {"answers", List, "addresses given"}}},
+
+	ProcessStarted:     {"a process began", processFields},
+	ProcessExited:      {"a process ended", append(processFields[:len(processFields):len(processFields)], Field{"exit_code", Int, ""})},
+	ProcessCredentials: {"a process changed its credentials", append(processFields[:len(processFields):len(processFields)], Field{"old_uid", Int, ""})},
+	ProcessHidden:      {"a process is missing from a view that should list it", append(processFields[:len(processFields):len(processFields)], Field{"views", List, "the views that do list it"})},
+	ProcessMissed:      {"processes lived and died between two samples", []Field{{"count", Int, "how many"}}},
+	ModuleLoaded:       {"a kernel module was loaded", []Field{{"name", String, ""}, {"size", Int, "bytes"}}},
+	ModuleHidden:       {"a kernel module is missing from a view that should list it", []Field{{"name", String, ""}, {"views", List, ""}}},
+	KernelTampered:     {"kernel text or control data differs from the trusted kernel file", []Field{{"subject", String, ""}, {"detail", String, ""}}},
+
+	CPUUsage: {"how busy a machine is, sampled", []Field{
+		{"percent", Float, "of one host core: 200 is two virtual CPUs busy. Time ready but waiting for the host counts as busy"},
+		{"cpus", Int, "virtual CPUs"}, {"pid", Int, "the guest's busiest process"}, {"process", String, "its name"}, {"exe", String, "its executable"},
+		{"cmdline", String, "its command line"}, {"process_percent", Float, "its share, of one virtual CPU"}}},
+	ConsoleLine: {"a line on the serial console", []Field{{"line", String, "the guest's own words"}, {"skipped", Int, "lines not reported since the last, in a flood"}}},
+	GuestLog:    {"a line from the guest's log", []Field{{"line", String, "the guest's own words"}}},
+
+	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, ""}, {"severity", String, "low, medium, high or critical"},
+		{"events", List, "ids of the events that fulfilled it"}, {"respond", List, "the responses it asks for"}}},
+	ResponseDone:   {"a response was carried out", []Field{{"response", String, "alert, pause, quarantine or stop"}, {"rule", String, "the rule that asked for it"}, {"seconds", Float, "from the rule's last event to done"}}},
+	ResponseFailed: {"a response could not be carried out", []Field{{"response", String, ""}, {"rule", String, ""}, {"reason", String, ""}}},
+	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event to the first frame dropped"}}},
+	QuarantineOff:  {"a machine was let back on the network", nil},
+	AccessCall:     {"somebody asked vigia for something", []Field{{"call", String, "the API method"}, {"uid", Int, "of the caller"}, {"pid", Int, "of the caller"}, {"subject", String, "the machine or image named"}, {"error", String, "why it was refused or failed"}}},
+	EventsLost:     {"events could not be kept", []Field{{"count", Int, "how many"}, {"source", String, "the process that had to drop them"}, {"reason", String, ""}}},
+	VigiaStarted:   {"the daemon began", []Field{{"version", String, ""}, {"unclean", Bool, "the last one did not say good-bye"}}},
+	VigiaStopped:   {"the daemon ended as asked", nil},
+	WorkerDied:     {"a guard or gate ended unasked", []Field{{"worker", String, "guard or gate"}, {"reason", String, ""}}},
+}
