@@ -1,0 +1,139 @@
+package link
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"sync"
+	"time"
+
+	"vigia/internal/event"
+)
+
+// Bounds of an Outbox, in events. Counts and console lines stop at LowWater, so that a flood of them leaves room for
+// what rules wait for.
+const (
+	OutboxSize = 8192
+	LowWater   = 6144
+	BatchSize  = 256
+)
+
+// Outbox keeps a worker's events until the daemon has said that they are in the ledger.
+//
+// It is what makes the death of the daemon lose nothing: the next daemon is given everything that was not
+// acknowledged, in order, under the same ids. What does not fit is counted and told as vigia.lost.
+type Outbox struct {
+	source  string
+	machine string
+	now     func() time.Time
+
+	mu     sync.Mutex
+	seq    uint64
+	queue  []event.Event // unacknowledged, oldest first
+	lost   int64
+	signal chan struct{}
+}
+
+// NewOutbox makes an empty outbox for one life of one worker of the machine.
+func NewOutbox(machine string) *Outbox {
+	var b [8]byte
+	rand.Read(b[:])
+	return &Outbox{source: hex.EncodeToString(b[:]), machine: machine, now: time.Now, signal: make(chan struct{}, 1)}
+}
+
+// Source is the first part of the ids of this outbox's events.
+func (o *Outbox) Source() string { return o.source }
+
+// Emit puts an event in. It never blocks.
+func (o *Outbox) Emit(kind event.Kind, fields event.Fields) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	limit := OutboxSize
+	if bulk(kind, fields) {
+		limit = LowWater
+	}
+	if len(o.queue) >= limit {
+		o.lost++
+		return
+	}
+	o.reportLost()
+	o.add(kind, fields)
+}
+
+func (o *Outbox) add(kind event.Kind, fields event.Fields) {
+	o.seq++
+	o.queue = append(o.queue, event.Event{ID: event.MakeID(o.source, o.seq), Machine: o.machine, Time: o.now().UTC(), Kind: kind, Fields: fields})
+	select {
+	case o.signal <- struct{}{}:
+	default:
+	}
+}
+
+// reportLost tells of what was dropped as soon as there is room for saying so.
+func (o *Outbox) reportLost() {
+	if o.lost > 0 && len(o.queue) < LowWater {
+		n := o.lost
+		o.lost = 0
+		o.add(event.EventsLost, event.Fields{"count": n, "source": o.source, "reason": "the daemon did not take events for too long"})
+	}
+}
+
+func bulk(kind event.Kind, fields event.Fields) bool {
+	switch kind {
+	case event.ConsoleLine, event.GuestLog, event.NetDNS, event.NetFlow, event.NetDenied:
+		return true
+	case event.DiskRead, event.DiskWrite:
+		watched, _ := fields["watched"].(bool)
+		return !watched
+	}
+	return false
+}
+
+// Send delivers what has not been delivered on this connection, in order, until ctx ends or deliver fails. Delivered
+// events stay in the outbox until Ack: rules see an event at once, and nothing waits for the ledger.
+func (o *Outbox) Send(ctx context.Context, deliver func(context.Context, []event.Event) error) error {
+	var sent uint64
+	for {
+		batch := o.after(sent)
+		if len(batch) == 0 {
+			select {
+			case <-o.signal:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := deliver(ctx, batch); err != nil {
+			return err
+		}
+		_, sent, _ = event.SplitID(batch[len(batch)-1].ID)
+	}
+}
+
+// after returns the next events behind a sequence number. The queue has no gaps.
+func (o *Outbox) after(sent uint64) []event.Event {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	first := o.seq + 1 - uint64(len(o.queue))
+	skip := 0
+	if sent >= first {
+		skip = int(sent - first + 1)
+	}
+	rest := o.queue[skip:]
+	return append([]event.Event(nil), rest[:min(len(rest), BatchSize)]...)
+}
+
+// Ack drops the events up to and including seq: they are in the ledger.
+func (o *Outbox) Ack(seq uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	first := o.seq + 1 - uint64(len(o.queue))
+	if seq < first || seq > o.seq {
+		return
+	}
+	n := int(seq - first + 1)
+	rest := copy(o.queue, o.queue[n:])
+	clear(o.queue[rest:])
+	o.queue = o.queue[:rest]
+	o.reportLost()
+}
