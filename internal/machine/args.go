@@ -1,0 +1,113 @@
+// Package machine is QEMU from spec to exit: the command line that it is started with (args.go), and what its monitor
+// says of the run (monitor.go).
+//
+// A machine is a q35 with nothing that was not asked for: one virtio disk behind NBD, one network card behind a unix
+// socket, one serial line, a panic device, a source of randomness. Every channel is a descriptor that QEMU inherits or
+// a socket in its own small root: it can open nothing else. QEMU listens on QMP, console, network and agent sockets
+// and is stopped (-S) until guard and gate are connected, so that nothing the guest does is missed, and a guard or
+// gate that died can be replaced while the guest goes on.
+package machine
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"strconv"
+
+	"vigia/internal/vm"
+)
+
+// Paths inside QEMU's root.
+const (
+	PathRAM    = "/ram"
+	PathKernel = "/kernel"
+	PathInitrd = "/initrd"
+	PathSocket = "/run/vigia" // the directory of the NBD socket
+	NBDSocket  = "nbd.sock"
+	NBDExport  = "disk"
+)
+
+// Sandbox is QEMU's own seccomp filter with everything denied that it can deny (qemu(1), -sandbox).
+const Sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// Descriptors that QEMU inherits, listening sockets all. Agent is 0 where the machine has no guest channel.
+type Descriptors struct {
+	QMP, Console, Net, Agent int
+}
+
+// Config is all that the command line depends on.
+type Config struct {
+	Spec        *vm.Spec
+	Accelerator string // kvm or tcg
+	Initrd      bool
+	Cmdline     string // the kernel's
+	FDs         Descriptors
+	// Reconnect is how long a disk request waits for a new guard, in seconds, before the guest sees an error.
+	Reconnect int
+}
+
+// tcgBuffer bounds the translation cache of TCG, in MiB: QEMU's default of 1 GiB is more than most guests' RAM.
+const tcgBuffer = 256
+
+// Args returns QEMU's arguments, without its own name.
+func Args(c Config) []string {
+	mem := strconv.FormatUint(c.Spec.Memory, 10)
+	args := []string{
+		"-name", "guest=" + c.Spec.Name + ",debug-threads=on",
+		"-nodefaults", "-no-user-config", "-display", "none", "-S",
+		"-machine", "q35,memory-backend=ram,vmport=off,usb=off,graphics=off",
+		"-smp", strconv.Itoa(c.Spec.CPUs), "-m", "size=" + mem + "b",
+		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + PathRAM + ",share=on",
+		"-sandbox", Sandbox,
+		"-rtc", "base=utc",
+		"-action", "panic=shutdown,reboot=reset,shutdown=poweroff",
+		"-kernel", PathKernel, "-append", c.Cmdline,
+	}
+	if c.Initrd {
+		args = append(args, "-initrd", PathInitrd)
+	}
+	if c.Accelerator == "kvm" {
+		args = append(args, "-accel", "kvm", "-cpu", "host")
+	} else {
+		args = append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBuffer), "-cpu", "max")
+	}
+	args = append(args, listener("qmp", c.FDs.QMP, false)...)
+	args = append(args, "-mon", "chardev=qmp,mode=control")
+	args = append(args, listener("console", c.FDs.Console, true)...)
+	args = append(args, "-device", "isa-serial,chardev=console")
+	args = append(args, disk(c)...)
+	if c.Spec.Net.Mode == vm.NetNAT {
+		args = append(args,
+			"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net),
+			"-device", "virtio-net-pci,netdev=net0,romfile=,mac="+MAC(c.Spec.ID).String())
+	}
+	args = append(args, "-device", "pvpanic-pci",
+		"-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0")
+	if c.FDs.Agent != 0 {
+		args = append(args, listener("agent", c.FDs.Agent, false)...)
+		args = append(args,
+			"-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0")
+	}
+	return args
+}
+
+// listener is a character device on a listening socket that QEMU inherits. With wait QEMU does not go on before the
+// connection, which already waits in the socket's queue, is accepted: the console is kept from its first byte.
+func listener(id string, fd int, wait bool) []string {
+	onoff := map[bool]string{true: "on", false: "off"}
+	return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=%s", id, fd, onoff[wait])}
+}
+
+func disk(c Config) []string {
+	return []string{
+		"-blockdev", fmt.Sprintf("driver=nbd,node-name=disk0,server.type=unix,server.path=%s/%s,export=%s,reconnect-delay=%d,discard=unmap",
+			PathSocket, NBDSocket, NBDExport, c.Reconnect),
+		"-device", "virtio-blk-pci,drive=disk0,id=disk,serial=" + string(c.Spec.ID),
+	}
+}
+
+// MAC returns the machine's hardware address: QEMU's prefix 52:54:00 and three bytes of the id's hash.
+func MAC(id vm.ID) net.HardwareAddr {
+	h := sha256.Sum256([]byte(id))
+	return net.HardwareAddr{0x52, 0x54, 0x00, h[0], h[1], h[2]}
+}
