@@ -1,0 +1,244 @@
+package guard
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"vigia/internal/event"
+)
+
+// Bounds of the console: the log's first part and each of its two tails in bytes, and the lines a second that become
+// events. A guest that writes for ever keeps the first 16 MiB and the last 8 to 16.
+const (
+	logHead     = 16 << 20
+	logTail     = 8 << 20
+	linesPerSec = 20
+	maxAttached = 8
+	attachQueue = 64 // chunks of up to 4 KiB that an attached person may be behind
+)
+
+// console is the machine's serial line: what the guest writes goes to the log, to events, and to whoever is attached.
+type console struct {
+	conn net.Conn
+	emit func(event.Kind, event.Fields)
+	log  consoleLog
+
+	mu       sync.Mutex
+	attached map[*attachment]bool
+	closed   bool
+
+	line     []byte
+	window   time.Time
+	inWindow int
+	skipped  int64
+}
+
+type attachment struct {
+	conn net.Conn
+	out  chan []byte
+}
+
+func newConsole(conn net.Conn, log consoleLog, emit func(event.Kind, event.Fields)) *console {
+	return &console{conn: conn, log: log, emit: emit, attached: map[*attachment]bool{}}
+}
+
+// run reads until QEMU closes the line.
+func (c *console) run() {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := c.conn.Read(buf)
+		if n > 0 {
+			c.log.write(buf[:n])
+			c.fan(buf[:n])
+			c.lines(buf[:n])
+		}
+		if err != nil {
+			c.close()
+			return
+		}
+	}
+}
+
+// fan gives a chunk to the attached; one that is too far behind is let go, so that it can't hold the guest up.
+func (c *console) fan(b []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.attached) == 0 {
+		return
+	}
+	b = bytes.Clone(b)
+	for a := range c.attached {
+		select {
+		case a.out <- b:
+		default:
+			delete(c.attached, a)
+			close(a.out)
+		}
+	}
+}
+
+func (c *console) lines(b []byte) {
+	for len(b) > 0 {
+		i := bytes.IndexByte(b, '\n')
+		part := b
+		if i >= 0 {
+			part = b[:i]
+		}
+		if room := event.MaxText + 1 - len(c.line); len(part) > room {
+			part = part[:max(room, 0)]
+		}
+		c.line = append(c.line, part...)
+		if i < 0 {
+			return
+		}
+		c.emitLine(time.Now())
+		b = b[i+1:]
+	}
+}
+
+func (c *console) emitLine(now time.Time) {
+	line := bytes.TrimRight(c.line, "\r")
+	defer func() { c.line = c.line[:0] }()
+	if now.Sub(c.window) >= time.Second {
+		c.window, c.inWindow = now, 0
+	}
+	if c.inWindow++; c.inWindow > linesPerSec {
+		c.skipped++
+		return
+	}
+	if len(line) == 0 && c.skipped == 0 {
+		return
+	}
+	fields := event.Fields{"line": event.Text(line)}
+	if c.skipped > 0 {
+		fields["skipped"] = c.skipped
+		c.skipped = 0
+	}
+	c.emit(event.ConsoleLine, fields)
+}
+
+// attach joins a person to the line and returns the socket that goes to them.
+func (c *console) attach() (*os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "console")
+	file := os.NewFile(uintptr(fds[0]), "console")
+	ours, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		theirs.Close()
+		return nil, err
+	}
+	a := &attachment{conn: ours, out: make(chan []byte, attachQueue)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || len(c.attached) >= maxAttached {
+		ours.Close()
+		theirs.Close()
+		if c.closed {
+			return nil, errors.New("the serial line is closed: the machine does not run")
+		}
+		return nil, errors.New("eight consoles are attached already: detach one")
+	}
+	c.attached[a] = true
+	go c.give(a)
+	go c.take(a)
+	return theirs, nil
+}
+
+func (c *console) give(a *attachment) {
+	defer a.conn.Close()
+	for b := range a.out {
+		a.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		if _, err := a.conn.Write(b); err != nil {
+			c.detach(a)
+			return
+		}
+	}
+}
+
+func (c *console) take(a *attachment) {
+	io.Copy(c.conn, a.conn)
+	c.detach(a)
+}
+
+func (c *console) detach(a *attachment) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.attached[a] {
+		delete(c.attached, a)
+		close(a.out)
+	}
+}
+
+func (c *console) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for a := range c.attached {
+		delete(c.attached, a)
+		close(a.out)
+	}
+	c.conn.Close()
+}
+
+// consoleLog keeps the beginning of what the guest wrote, and the end.
+type consoleLog struct {
+	head  *os.File
+	tails [2]*os.File
+	head0 int64 // bytes in head
+	cur   int
+	curN  int64
+}
+
+func openConsoleLog(head, tail0, tail1 *os.File) consoleLog {
+	l := consoleLog{head: head, tails: [2]*os.File{tail0, tail1}}
+	l.head0 = fileSize(head)
+	a, b := modified(tail0), modified(tail1)
+	if b.After(a) {
+		l.cur = 1
+	}
+	l.curN = fileSize(l.tails[l.cur])
+	return l
+}
+
+func fileSize(f *os.File) int64 {
+	if info, err := f.Stat(); err == nil {
+		return info.Size()
+	}
+	return 0
+}
+
+func modified(f *os.File) time.Time {
+	if info, err := f.Stat(); err == nil && info.Size() > 0 {
+		return info.ModTime()
+	}
+	return time.Time{}
+}
+
+// write keeps the bytes. A host without room loses log, never the guest's time: errors are not retried.
+func (l *consoleLog) write(b []byte) {
+	if room := logHead - l.head0; room > 0 {
+		n := min(int64(len(b)), room)
+		l.head.WriteAt(b[:n], l.head0)
+		l.head0 += n
+		b = b[n:]
+	}
+	if len(b) == 0 {
+		return
+	}
+	if l.curN+int64(len(b)) > logTail {
+		l.cur, l.curN = 1-l.cur, 0
+		l.tails[l.cur].Truncate(0)
+	}
+	l.tails[l.cur].WriteAt(b, l.curN)
+	l.curN += int64(len(b))
+}

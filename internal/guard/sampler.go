@@ -1,0 +1,141 @@
+package guard
+
+import (
+	"context"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"vigia/internal/event"
+)
+
+// How often the load is read, and how often it becomes an event: at once where it jumps, else every busyPeriod while
+// the machine works and every idlePeriod while it does not.
+const (
+	samplePeriod = time.Second
+	busyPeriod   = 5 * time.Second
+	idlePeriod   = time.Minute
+	busyPercent  = 25.0
+	jumpPercent  = 30.0
+)
+
+// vcpuClock reads how long the virtual CPUs' threads ran, or were ready and waited for the host, from descriptors of
+// /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst: run and wait time in nanoseconds). Waiting
+// counts: a guest that computes is busy, however loaded the host is.
+type vcpuClock struct {
+	mu    sync.Mutex
+	files []*os.File
+}
+
+func (c *vcpuClock) set(files []*os.File) {
+	c.mu.Lock()
+	old := c.files
+	c.files = files
+	c.mu.Unlock()
+	for _, f := range old {
+		f.Close()
+	}
+}
+
+// read returns the sum over all threads; ok is false while there is nothing to read.
+func (c *vcpuClock) read() (time.Duration, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var sum time.Duration
+	var buf [128]byte
+	for _, f := range c.files {
+		n, err := f.ReadAt(buf[:], 0)
+		if n == 0 && err != nil {
+			return 0, false
+		}
+		d, ok := parseSchedstat(string(buf[:n]))
+		if !ok {
+			return 0, false
+		}
+		sum += d
+	}
+	return sum, len(c.files) > 0
+}
+
+func parseSchedstat(s string) (time.Duration, bool) {
+	words := strings.Fields(s)
+	if len(words) < 2 {
+		return 0, false
+	}
+	run, err1 := strconv.ParseUint(words[0], 10, 63)
+	wait, err2 := strconv.ParseUint(words[1], 10, 63)
+	return time.Duration(run + wait), err1 == nil && err2 == nil
+}
+
+// busiest names the guest's process that took the most CPU since the last call.
+type busiest struct {
+	pid     int64
+	comm    string
+	exe     string
+	cmdline string
+	percent float64
+}
+
+// sampler turns the clock into cpu.usage events.
+type sampler struct {
+	clock   vcpuClock
+	cpus    int
+	emit    func(event.Kind, event.Fields)
+	process func(period time.Duration) (busiest, bool) // the introspector's answer
+
+	lastClock   time.Duration
+	lastTime    time.Time
+	lastEvent   time.Time
+	lastPercent float64
+}
+
+func (s *sampler) run(ctx context.Context) {
+	tick := time.NewTicker(samplePeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			s.sample(now)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *sampler) sample(now time.Time) {
+	clock, ok := s.clock.read()
+	if !ok {
+		return
+	}
+	period := now.Sub(s.lastTime)
+	used := clock - s.lastClock
+	first := s.lastTime.IsZero() || used < 0
+	s.lastTime, s.lastClock = now, clock
+	if first || period <= 0 {
+		return
+	}
+	percent := math.Round(1000*float64(used)/float64(period)) / 10
+	// Run and wait overlap nowhere, but the two clocks are not read at one instant.
+	percent = min(percent, 100*float64(s.cpus))
+	who, known := s.process(period)
+	if !s.due(now, percent) {
+		return
+	}
+	s.lastEvent, s.lastPercent = now, percent
+	fields := event.Fields{"percent": percent, "cpus": int64(s.cpus)}
+	if known && percent >= busyPercent/5 {
+		fields["pid"], fields["process"] = who.pid, who.comm
+		fields["process_percent"] = who.percent
+		fields["exe"], fields["cmdline"] = who.exe, who.cmdline
+	}
+	s.emit(event.CPUUsage, fields)
+}
+
+func (s *sampler) due(now time.Time, percent float64) bool {
+	since := now.Sub(s.lastEvent)
+	return since >= idlePeriod || math.Abs(percent-s.lastPercent) >= jumpPercent ||
+		(percent >= busyPercent && since >= busyPeriod)
+}

@@ -1,0 +1,204 @@
+package link
+
+import (
+	"encoding/json"
+	"net/netip"
+	"time"
+
+	"vigia/internal/vm"
+)
+
+// The calls between the daemon and its workers. Files go along in the order that the body's Files names them.
+const (
+	// Both workers, from the daemon.
+	CallHello     = "hello"     // → Hello
+	CallConfigure = "configure" // GuardConfig or GateConfig, once in a worker's life
+	CallAck       = "ack"       // Ack: events up to here are in the ledger
+
+	// Both workers, to the daemon.
+	CallEvents = "events" // Events
+
+	// Guard.
+	CallRun         = "run"   // waits for QEMU's monitor, then lets the guest go
+	CallWatch       = "watch" // Watch: the paths whose every access is an event
+	CallCPU         = "cpu"   // CPU: descriptors of the vCPU threads' schedstat files
+	CallPause       = "pause"
+	CallResume      = "resume"
+	CallPowerDown   = "powerdown"
+	CallQuit        = "quit"
+	CallEnding      = "ending" // → machine.Ending, once QEMU is gone
+	CallGuardStatus = "status" // → GuardStatus
+	CallProcesses   = "processes"
+	CallModules     = "modules"
+	CallConsole     = "console"  // → a connected socket: the serial line
+	CallExec        = "exec"     // Exec, with pipes for standard output and error → ExecResult
+	CallCopyIn      = "copy-in"  // Copy, with a pipe to read from → Copied
+	CallCopyOut     = "copy-out" // Copy, with a pipe to write to → Copied
+
+	// Gate.
+	CallQuarantine = "quarantine" // Quarantine → Quarantined
+	CallFrames     = "frames"     // a connected socket to QEMU's network card
+	CallRules      = "rules"      // Rules
+	CallCapture    = "capture"    // Capture, with a pipe to write pcapng to
+	CallGateStatus = "gate-status"
+)
+
+// Hello is what a worker says of itself to a daemon that connects to it.
+type Hello struct {
+	Source     string    `json:"source"` // of its events' ids
+	PID        int       `json:"pid"`
+	Version    string    `json:"version"`
+	Configured bool      `json:"configured"`
+	InForce    []Measure `json:"in_force"`
+}
+
+// Measure is one piece of confinement and whether it holds.
+type Measure struct {
+	Name    string `json:"name"`
+	InForce bool   `json:"in_force"`
+	Detail  string `json:"detail,omitempty"`
+}
+
+// Events carries a batch of events as event.Marshal wrote them.
+type Events struct {
+	Events []json.RawMessage `json:"events"`
+}
+
+// Ack names the last sequence number that is in the ledger.
+type Ack struct {
+	Seq uint64 `json:"seq"`
+}
+
+// Names of the descriptors in a GuardConfig. Layers are "layer0", "layer1", … from the bottom.
+const (
+	FileOverlay     = "overlay"
+	FileLayer       = "layer"
+	FileNBD         = "nbd"          // listening socket
+	FileQMP         = "qmp"          // connected
+	FileConsole     = "console"      // connected
+	FileConsoleLog  = "console-log"  // the first 16 MiB, opened for writing
+	FileConsoleTail = "console-tail" // with 0 or 1 behind it: the last of what came after, in turns
+	FileAgent       = "agent"        // connected; only with the exec addition
+	FileRAM         = "ram"          // read-only
+	FileProfile     = "profile"
+)
+
+// GuardConfig is all a guard needs to know of its machine.
+type GuardConfig struct {
+	ID      vm.ID    `json:"id"`
+	Name    string   `json:"name"`
+	Memory  uint64   `json:"memory_bytes"`
+	CPUs    int      `json:"cpus"`
+	Watch   []string `json:"watch"`
+	Running bool     `json:"running"` // QEMU runs already: this guard replaces one that died
+	Files   []string `json:"files"`
+}
+
+// Watch replaces the watched paths.
+type Watch struct {
+	Paths []string `json:"paths"`
+}
+
+// GuardStatus is what `show` prints of a guard's side.
+type GuardStatus struct {
+	QEMU          string `json:"qemu"` // its run state
+	DiskSize      uint64 `json:"disk_size"`
+	DiskUsed      uint64 `json:"disk_used"`
+	Reads         uint64 `json:"reads"`
+	Writes        uint64 `json:"writes"`
+	Flushes       uint64 `json:"flushes"`
+	Layers        int    `json:"layers"`
+	Files         string `json:"files"` // "named (ext4)", or why not
+	Stalled       string `json:"stalled"`
+	Introspection string `json:"introspection"`
+}
+
+// Process is one row of `ps`, as the introspector found it.
+type Process struct {
+	PID        int64     `json:"pid"`
+	PPID       int64     `json:"ppid"`
+	UID        int64     `json:"uid"`
+	Comm       string    `json:"comm"`
+	Cmdline    string    `json:"cmdline"`
+	Exe        string    `json:"exe"`
+	CPUSeconds float64   `json:"cpu_seconds"`
+	Start      time.Time `json:"start"`
+	State      string    `json:"state"`
+	Threads    int       `json:"threads"`
+	Kernel     bool      `json:"kernel"`
+}
+
+// Module is one row of `modules`.
+type Module struct {
+	Name    string `json:"name"`
+	Address uint64 `json:"address"`
+	Size    uint64 `json:"size"`
+}
+
+// Exec is a command for the guest agent.
+type Exec struct {
+	Command []string      `json:"command"`
+	Stdin   []byte        `json:"stdin"`
+	Timeout time.Duration `json:"timeout"`
+}
+
+// ExecResult is how it ended.
+type ExecResult struct {
+	ExitCode  int  `json:"exit_code"`
+	Signal    int  `json:"signal"`
+	Truncated bool `json:"truncated"`
+}
+
+// Copy names a file in the guest.
+type Copy struct {
+	Path  string `json:"path"`
+	Mode  uint32 `json:"mode"`
+	Limit int64  `json:"limit"` // bytes
+}
+
+// Copied says how much was copied.
+type Copied struct {
+	Bytes int64 `json:"bytes"`
+}
+
+// GateConfig is all a gate needs to know of its machine.
+type GateConfig struct {
+	ID          vm.ID            `json:"id"`
+	Name        string           `json:"name"`
+	MAC         string           `json:"mac"`
+	Rules       []vm.NetRule     `json:"rules"`
+	Publish     []vm.Publish     `json:"publish"` // Files[i] listens for Publish[i]
+	Resolvers   []netip.AddrPort `json:"resolvers"`
+	Quarantined bool             `json:"quarantined"`
+}
+
+// Quarantine switches it.
+type Quarantine struct {
+	On bool `json:"on"`
+}
+
+// Quarantined says what switching it did. FirstDrop is zero while no frame was dropped yet.
+type Quarantined struct {
+	Flows int       `json:"flows"`
+	At    time.Time `json:"at"`
+}
+
+// Rules replaces the network rules.
+type Rules struct {
+	Rules []vm.NetRule `json:"rules"`
+}
+
+// Capture bounds a capture. SnapLength 0: whole frames.
+type Capture struct {
+	SnapLength uint32 `json:"snap_length"`
+}
+
+// GateStatus is what `show` prints of a gate's side.
+type GateStatus struct {
+	FramesIn    uint64    `json:"frames_in"`
+	FramesOut   uint64    `json:"frames_out"`
+	Dropped     uint64    `json:"dropped"`
+	Flows       int       `json:"flows"`
+	Quarantined bool      `json:"quarantined"`
+	FirstDrop   time.Time `json:"first_drop"` // first frame dropped since the quarantine began
+}

@@ -1,0 +1,124 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"vigia/internal/event"
+)
+
+// orphanTime is how long a worker that no daemon has configured waits for one: a daemon that died half-way through a
+// start leaves no process behind.
+const orphanTime = 30 * time.Second
+
+// Worker is the worker's side: it serves one daemon at a time on a listening socket, the newest one.
+type Worker struct {
+	Outbox *Outbox
+	Hello  func() Hello
+	Handle Handler
+
+	mu   sync.Mutex
+	conn *Conn
+}
+
+// Serve answers daemons until ctx ends or, before the worker is configured, until none has come for half a minute.
+func (w *Worker) Serve(ctx context.Context, l *net.UnixListener) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		if !w.Hello().Configured {
+			l.SetDeadline(time.Now().Add(orphanTime))
+		} else {
+			l.SetDeadline(time.Time{})
+		}
+		sock, err := l.AcceptUnix()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if w.Hello().Configured || w.connected() {
+				continue
+			}
+			return errors.New("no daemon came: a start was given up")
+		case err != nil:
+			return err
+		}
+		w.adopt(ctx, sock)
+	}
+}
+
+func (w *Worker) connected() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.conn != nil && w.conn.Err() == nil
+}
+
+func (w *Worker) adopt(ctx context.Context, sock *net.UnixConn) {
+	conn := New(sock, w.handle)
+	w.mu.Lock()
+	old := w.conn
+	w.conn = conn
+	w.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+	go func() {
+		w.Outbox.Send(conn.ctx, func(ctx context.Context, batch []event.Event) error {
+			_, err := conn.Call(ctx, CallEvents, encode(batch), nil)
+			return err
+		})
+		conn.Close()
+	}()
+}
+
+func (w *Worker) handle(ctx context.Context, r Request) (Response, error) {
+	switch r.Method {
+	case CallHello:
+		return Response{Body: w.Hello()}, nil
+	case CallAck:
+		var a Ack
+		if err := r.Decode(&a); err != nil {
+			return Response{}, err
+		}
+		w.Outbox.Ack(a.Seq)
+		return Response{}, nil
+	}
+	return w.Handle(ctx, r)
+}
+
+// encode drops what does not keep to its kind's table: a mistake of ours must not block the events behind it.
+func encode(batch []event.Event) Events {
+	var out Events
+	for i := range batch {
+		b, err := batch[i].Marshal()
+		if err != nil {
+			lost := event.Event{ID: batch[i].ID, Machine: batch[i].Machine, Time: batch[i].Time, Kind: event.EventsLost,
+				Fields: event.Fields{"count": int64(1), "reason": err.Error()}}
+			b, _ = lost.Marshal()
+		}
+		out.Events = append(out.Events, json.RawMessage(b))
+	}
+	return out
+}
+
+// Files pairs the names of a body with the descriptors that came with it. It closes all of them on a mismatch.
+func Files(names []string, files []*os.File) (map[string]*os.File, error) {
+	out := map[string]*os.File{}
+	if len(names) != len(files) {
+		closeAll(files)
+		return nil, errors.New("configure: names and descriptors do not match")
+	}
+	for i, name := range names {
+		if out[name] != nil {
+			closeAll(files)
+			return nil, errors.New("configure: descriptor named twice: " + name)
+		}
+		out[name] = files[i]
+	}
+	return out, nil
+}
