@@ -1,0 +1,88 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Freeze flushes and seals the overlay: from now on it is a layer like the others, and the volume takes no writes
+// until Push gives it a new overlay. It returns the id of what was frozen.
+func (v *Volume) Freeze() (ID, error) {
+	v.flush.Lock()
+	defer v.flush.Unlock()
+	v.write.Lock()
+	defer v.write.Unlock()
+	if v.top == nil {
+		return ID{}, ErrReadOnly
+	}
+	w := mapWrite{chunks: v.dirty.take(), pages: v.mapPages(), freeze: true}
+	err := v.sync()
+	if err == nil {
+		err = v.commit(w)
+	}
+	if err != nil {
+		for _, c := range w.chunks {
+			v.dirty.add(int64(c))
+		}
+		return ID{}, fmt.Errorf("freeze overlay: %w", err)
+	}
+	id := v.top.id
+	v.unlockTop()
+	v.top, v.topSrc = nil, 0
+	v.mapMu.Lock()
+	v.m.replace(srcZero, srcNone)
+	v.mapMu.Unlock()
+	return id, nil
+}
+
+func (v *Volume) unlockTop() {
+	if lk, ok := v.top.f.(interface{ unlock() }); ok && !v.o.Unlocked {
+		lk.unlock()
+	}
+}
+
+// Push gives a volume that has no overlay a new one, which Create has made over the topmost layer.
+func (v *Volume) Push(overlay *os.File) error { return v.push(hostFile(overlay)) }
+
+func (v *Volume) push(f file) error {
+	v.flush.Lock()
+	defer v.flush.Unlock()
+	v.write.Lock()
+	defer v.write.Unlock()
+	if v.top != nil {
+		return errors.New("push overlay: the volume still has one: freeze it first")
+	}
+	if len(v.chain) >= MaxLayers {
+		return fmt.Errorf("push overlay: the chain is %d layers long, the most there can be", len(v.chain))
+	}
+	v.mapMu.Lock()
+	defer v.mapMu.Unlock()
+	size := v.size
+	if err := v.openTop(f); err != nil {
+		return fmt.Errorf("push overlay: %w", err)
+	}
+	if v.size != size {
+		v.unlink(size)
+		return fmt.Errorf("push overlay: %w: a running disk cannot change its size", ErrParent)
+	}
+	if err := v.loadLayer(v.topSrc, v.top); err != nil {
+		v.unlink(size)
+		return fmt.Errorf("push overlay: %w", err)
+	}
+	v.written, v.flushed = 1, 0 // the new file itself is not yet durable
+	return nil
+}
+
+// unlink undoes openTop.
+func (v *Volume) unlink(size int64) {
+	v.unlockTop()
+	v.chain, v.size, v.top, v.topSrc = v.chain[:len(v.chain)-1], size, nil, 0
+}
+
+// ID is the id of the topmost layer: the parent of the next.
+func (v *Volume) ID() ID {
+	v.mapMu.RLock()
+	defer v.mapMu.RUnlock()
+	return v.chain[len(v.chain)-1].id
+}
