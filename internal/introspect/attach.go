@@ -1,0 +1,201 @@
+package introspect
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+
+	"vigia/internal/kernel"
+	"vigia/internal/memory"
+)
+
+// Guest is a guest's memory, understood. Its methods may be called from several goroutines; they take turns.
+type Guest struct {
+	mem     Physical
+	profile *kernel.Profile
+	layout  *layout
+	link    linkAddrs
+
+	mu    sync.Mutex
+	boot  Boot
+	dead  Boot          // a boot that is known to be over, whose bytes may still be in RAM
+	space *memory.Space // the kernel's own tables
+	user  *memory.Space // the tables of the process being read
+	clock uint64        // run-time address of the timekeeper, once found
+}
+
+// Boot tells one life of a guest's kernel from the next.
+type Boot struct {
+	Phys   uint64 // physical address of _text
+	Slide  uint64 // run-time less link address
+	Levels int    // of its page tables
+	canary uint64 // init_task's stack canary: random at each boot
+}
+
+// linkAddrs are the link addresses that finding a kernel takes.
+type linkAddrs struct {
+	text, banner, initTask, topPgt, level5 uint64
+}
+
+const (
+	kernelAlign = 2 << 20
+	maxSlide    = 1 << 30 // the kernel's window of virtual addresses
+	headText    = 16      // of the banner: enough to pass over other places without reading it all
+)
+
+// Attach finds the kernel of profile in mem. It returns ErrNotReady where it is not there, or not far enough in its
+// boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be read.
+func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
+	g := &Guest{mem: mem, profile: profile}
+	var err error
+	if g.layout, err = newLayout(profile); err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
+	}
+	if err := g.resolveLink(); err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
+	}
+	if err := g.locate(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func (g *Guest) resolveLink() (err error) {
+	for _, s := range []struct {
+		at   *uint64
+		name string
+	}{{&g.link.text, "_text"}, {&g.link.banner, "linux_banner"}, {&g.link.initTask, "init_task"}, {&g.link.topPgt, "init_top_pgt"}} {
+		if *s.at, err = g.profile.Symbol(s.name); err != nil {
+			return err
+		}
+	}
+	if len(g.profile.Banner()) <= headText {
+		return &kernel.MissingError{What: "table", Name: "linux_banner"}
+	}
+	g.link.level5, _ = g.profile.Symbol("__pgtable_l5_enabled") // absent: the kernel has 4 levels only
+	return nil
+}
+
+// Boot returns which life of the guest's kernel the last view saw.
+func (g *Guest) Boot() Boot {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.boot
+}
+
+// Rebooted says that the guest was reset: what is now in memory is over, though its bytes may stay for a while.
+func (g *Guest) Rebooted() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dead, g.boot = g.boot, Boot{}
+}
+
+// begin prepares for a view: it makes sure the kernel is still the one found, else looks for it again.
+func (g *Guest) begin() error {
+	if g.boot != (Boot{}) && g.identify(g.boot.Phys) == g.boot {
+		g.space.Flush()
+		return nil
+	}
+	return g.locate()
+}
+
+// locate searches RAM. With several kernels in it (a reset leaves the last one's bytes behind) the one whose clock is
+// ahead is the living one.
+func (g *Guest) locate() error {
+	g.boot, g.clock = Boot{}, 0
+	var best Boot
+	var bestTime int64
+	for _, phys := range g.search() {
+		b := g.identify(phys)
+		if b == (Boot{}) || b == g.dead || !g.enter(b) {
+			continue
+		}
+		now, _ := g.wallSeconds()
+		if best == (Boot{}) || now > bestTime {
+			best, bestTime = b, now
+		}
+	}
+	if best == (Boot{}) || !g.enter(best) {
+		return ErrNotReady
+	}
+	g.boot = best
+	return nil
+}
+
+// search returns the physical places of _text at which the banner is where it should be.
+func (g *Guest) search() []uint64 {
+	regions := []memory.Region{{Size: 4 << 30}}
+	if sized, ok := g.mem.(memory.Sized); ok {
+		regions = sized.Regions()
+	}
+	read := g.mem.ReadPhys
+	if peeker, ok := g.mem.(memory.Peeker); ok {
+		read = peeker.PeekPhys
+	}
+	banner := g.profile.Banner()
+	distance := g.link.banner - g.link.text
+	var found []uint64
+	buf := make([]byte, len(banner))
+	for _, r := range regions {
+		for phys := (r.Phys + kernelAlign - 1) &^ (kernelAlign - 1); phys < r.Phys+r.Size; phys += kernelAlign {
+			if read(phys+distance, buf[:headText]) != nil || !bytes.Equal(buf[:headText], banner[:headText]) {
+				continue
+			}
+			if read(phys+distance, buf) == nil && bytes.Equal(buf, banner) {
+				found = append(found, phys)
+			}
+		}
+	}
+	return found
+}
+
+// identify reads who the kernel at phys is; the zero Boot where there is none, or it has not yet begun.
+func (g *Guest) identify(phys uint64) Boot {
+	at := func(link uint64) uint64 { return phys + link - g.link.text }
+	read := func(pa uint64, n int) (v uint64, ok bool) {
+		var b [8]byte
+		if g.mem.ReadPhys(pa, b[:n]) != nil {
+			return 0, false
+		}
+		for i, c := range b {
+			v |= uint64(c) << (8 * i)
+		}
+		return v, true
+	}
+	task := at(g.link.initTask)
+	parent, ok := read(task+g.layout.task.realParent, 8)
+	slide := parent - g.link.initTask
+	if !ok || slide >= maxSlide || slide%kernelAlign != 0 {
+		return Boot{}
+	}
+	b := Boot{Phys: phys, Slide: slide, Levels: 4}
+	if g.link.level5 != 0 {
+		if v, ok := read(at(g.link.level5), 4); ok && v == 1 {
+			b.Levels = 5
+		}
+	}
+	if g.layout.task.canary != noField {
+		b.canary, _ = read(task+g.layout.task.canary, 8)
+	}
+	return b
+}
+
+// enter turns to a kernel's page tables, and reports whether they map it where it is thought to be.
+func (g *Guest) enter(b Boot) bool {
+	root := b.Phys + g.link.topPgt - g.link.text
+	g.space, g.user = memory.NewSpace(g.mem, root, b.Levels), memory.NewSpace(g.mem, root, b.Levels)
+	for _, link := range []uint64{g.link.text, g.link.initTask} {
+		if pa, err := g.space.Translate(link + b.Slide); err != nil || pa != b.Phys+link-g.link.text {
+			return false
+		}
+	}
+	g.boot = b
+	first, err := g.space.U64(g.initTask() + g.layout.task.tasks)
+	if err != nil {
+		return false
+	}
+	_, err = g.space.U64(first)
+	return err == nil
+}
+
+func (g *Guest) initTask() uint64 { return g.link.initTask + g.boot.Slide }

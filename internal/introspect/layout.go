@@ -1,0 +1,94 @@
+package introspect
+
+import "vigia/internal/kernel"
+
+// layout is where the fields lie that the views read, looked up once.
+type layout struct {
+	task struct {
+		tasks, pid, tgid, comm, flags, state, exitState    uint64
+		realParent, realCred, mm, signal, threadNode       uint64
+		startTime, startBoot, sumExec, threadPid, pidLinks uint64
+		canary                                             uint64
+	}
+	signal struct{ threads, sumRuntime, sequence uint64 }
+	cred   struct{ uid, euid, suid, fsuid, gid, egid, sgid, fsgid uint64 }
+	pid    struct{ tasks uint64 }
+	mm     struct{ pgd, exe, argStart, argEnd uint64 }
+	file   struct{ mnt, dentry uint64 }
+	dentry struct{ parent, name, nameLen, pprev uint64 }
+	mount  struct{ mnt, parent, mountpoint, root uint64 }
+	clock  struct{ offsReal, wallSec, wallNsec, size uint64 }
+}
+
+// noField marks a field that a kernel may lack and the views can do without.
+const noField = ^uint64(0)
+
+// resolver looks fields up and keeps the first error.
+type resolver struct {
+	p   *kernel.Profile
+	err error
+}
+
+func (r *resolver) field(typ string, paths ...string) uint64 {
+	var err error
+	for _, path := range paths { // the names it has had, newest first
+		var off uint64
+		if off, err = r.p.Offset(typ, path); err == nil {
+			return off
+		}
+	}
+	if r.err == nil {
+		r.err = err
+	}
+	return 0
+}
+
+func (r *resolver) optional(typ, path string) uint64 {
+	off, err := r.p.Offset(typ, path)
+	if err != nil {
+		return noField
+	}
+	return off
+}
+
+// newLayout resolves everything; the error names the first thing the kernel lacks.
+func newLayout(p *kernel.Profile) (*layout, error) {
+	r, l := &resolver{p: p}, &layout{}
+	t := &l.task
+	t.tasks, t.pid, t.tgid = r.field("task_struct", "tasks"), r.field("task_struct", "pid"), r.field("task_struct", "tgid")
+	t.comm, t.flags = r.field("task_struct", "comm"), r.field("task_struct", "flags")
+	t.state, t.exitState = r.field("task_struct", "__state", "state"), r.field("task_struct", "exit_state")
+	t.realParent, t.realCred = r.field("task_struct", "real_parent"), r.field("task_struct", "real_cred")
+	t.mm, t.signal = r.field("task_struct", "mm"), r.field("task_struct", "signal")
+	t.threadNode = r.field("task_struct", "thread_node")
+	t.startTime = r.field("task_struct", "start_time")
+	t.startBoot = r.field("task_struct", "start_boottime", "real_start_time")
+	t.sumExec = r.field("task_struct", "se.sum_exec_runtime")
+	t.threadPid, t.pidLinks = r.field("task_struct", "thread_pid"), r.field("task_struct", "pid_links")
+	t.canary = r.optional("task_struct", "stack_canary")
+
+	l.signal.threads = r.field("signal_struct", "thread_head")
+	l.signal.sumRuntime = r.field("signal_struct", "sum_sched_runtime")
+	l.signal.sequence = r.optional("signal_struct", "stats_lock.seqcount.seqcount.sequence")
+	c := &l.cred
+	for _, f := range []struct {
+		at   *uint64
+		name string
+	}{{&c.uid, "uid"}, {&c.euid, "euid"}, {&c.suid, "suid"}, {&c.fsuid, "fsuid"}, {&c.gid, "gid"}, {&c.egid, "egid"}, {&c.sgid, "sgid"}, {&c.fsgid, "fsgid"}} {
+		*f.at = r.field("cred", f.name)
+	}
+	l.pid.tasks = r.field("pid", "tasks")
+	l.mm.pgd, l.mm.exe = r.field("mm_struct", "pgd"), r.field("mm_struct", "exe_file")
+	l.mm.argStart, l.mm.argEnd = r.field("mm_struct", "arg_start"), r.field("mm_struct", "arg_end")
+	l.file.mnt, l.file.dentry = r.field("file", "f_path.mnt"), r.field("file", "f_path.dentry")
+	l.dentry.parent = r.field("dentry", "d_parent")
+	l.dentry.name, l.dentry.nameLen = r.field("dentry", "d_name.name"), r.field("dentry", "d_name.len")
+	l.dentry.pprev = r.field("dentry", "d_hash.pprev")
+	l.mount.mnt, l.mount.parent = r.field("mount", "mnt"), r.field("mount", "mnt_parent")
+	l.mount.mountpoint, l.mount.root = r.field("mount", "mnt_mountpoint"), r.field("vfsmount", "mnt_root")
+	l.clock.offsReal = r.optional("timekeeper", "offs_real")
+	l.clock.wallSec = r.optional("timekeeper", "wall_to_monotonic.tv_sec")
+	l.clock.wallNsec = r.optional("timekeeper", "wall_to_monotonic.tv_nsec")
+	l.clock.size, _ = p.Size("timekeeper")
+	return l, r.err
+}

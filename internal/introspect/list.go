@@ -1,0 +1,42 @@
+package introspect
+
+import (
+	"errors"
+	"fmt"
+)
+
+// walk calls visit with each node of the circular list that starts at head, the address of a list_head, head itself
+// left out. Every step checks that the next node points back: where it does not, the list was changing, and walk
+// returns ErrTorn. visit may end the walk with an error.
+func (g *Guest) walk(head uint64, visit func(node uint64) error) error {
+	node := head
+	for range maxTasks {
+		next, err := g.space.U64(node)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrTorn, err)
+		}
+		back, err := g.space.U64(next + 8)
+		if err != nil || back != node {
+			return ErrTorn
+		}
+		if next == head {
+			return nil
+		}
+		if err := visit(next); err != nil {
+			return err
+		}
+		node = next
+	}
+	return fmt.Errorf("%w: more than %d elements", ErrTorn, maxTasks)
+}
+
+// steady repeats what a changing list spoils.
+func steady(attempt func() error) error {
+	var err error
+	for range maxAttempts {
+		if err = attempt(); !errors.Is(err, ErrTorn) {
+			return err
+		}
+	}
+	return err
+}

@@ -1,0 +1,94 @@
+package introspect
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"vigia/internal/kernel"
+	"vigia/internal/memory"
+)
+
+// live attaches to a guest that runs now: VIGIA_TEST_KERNEL is its kernel file, VIGIA_TEST_RAM its RAM file, on a
+// q35 machine. These tests show what they see; what must hold is tested on the recorded memory and in test/.
+func live(t testing.TB) (*Guest, *kernel.Profile, *memory.RAM) {
+	t.Helper()
+	image, ram := os.Getenv("VIGIA_TEST_KERNEL"), os.Getenv("VIGIA_TEST_RAM")
+	if image == "" || ram == "" {
+		t.Skip("VIGIA_TEST_KERNEL and VIGIA_TEST_RAM name no running guest: the tests on one are left out")
+	}
+	kf, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kf.Close()
+	st, err := kf.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := kernel.Build(kf, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(ram)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err = f.Stat(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := memory.Map(f, memory.Q35Layout(uint64(st.Size())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	g, err := Attach(m, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g, p, m
+}
+
+func TestLiveProcesses(t *testing.T) {
+	g, _, _ := live(t)
+	list, err := g.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("%+v\n", g.Boot())
+	for _, p := range list {
+		fmt.Printf("%5d %5d %5d %s %2d %8.2f %s %-16s %s | %s %v\n", p.PID, p.PPID, p.UID, p.State, p.Threads, p.CPUSeconds, p.Start.Format("15:04:05.00"), p.Comm, p.Exe, p.Cmdline, p.Unknown)
+	}
+}
+
+func BenchmarkLiveCPU(b *testing.B) {
+	g, _, _ := live(b)
+	var list []TaskTime
+	b.ReportAllocs()
+	for b.Loop() {
+		var err error
+		if list, err = g.CPU(list[:0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(len(list)), "tasks")
+}
+
+func BenchmarkLiveProcesses(b *testing.B) {
+	g, _, _ := live(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := g.Processes(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLiveAttach(b *testing.B) {
+	_, p, m := live(b)
+	for b.Loop() {
+		if _, err := Attach(m, p); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,33 @@
+package introspect
+
+import "vigia/internal/memory"
+
+// reader reads several values and keeps the first error, for where one failing is all failing.
+type reader struct {
+	s   *memory.Space
+	err error
+}
+
+func (r *reader) u64(va uint64) uint64 {
+	if r.err != nil {
+		return 0
+	}
+	var v uint64
+	v, r.err = r.s.U64(va)
+	return v
+}
+
+func (r *reader) u32(va uint64) uint32 {
+	if r.err != nil {
+		return 0
+	}
+	var v uint32
+	v, r.err = r.s.U32(va)
+	return v
+}
+
+func (r *reader) bytes(va uint64, b []byte) {
+	if r.err == nil {
+		r.err = r.s.Read(va, b)
+	}
+}
