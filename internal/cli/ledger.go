@@ -1,0 +1,88 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"vigia/internal/api"
+	"vigia/internal/api/vigiav1"
+)
+
+func (a *app) ledgerCmd() *cobra.Command {
+	c := &cobra.Command{Use: "ledger", Short: "The tamper-evident record of all events", RunE: needsCommand, Args: cobra.ArbitraryArgs}
+	c.AddCommand(a.ledgerHeadCmd(), a.ledgerVerifyCmd(), a.ledgerExportCmd())
+	return c
+}
+
+func (a *app) ledgerHeadCmd() *cobra.Command {
+	var note bool
+	c := &cobra.Command{
+		Use:   "head",
+		Short: "The signed size and root of the ledger",
+		Args:  cobra.NoArgs,
+		RunE: a.remote(func(ctx context.Context, c *api.Client, _ []string) error {
+			res, err := c.Ledger.Head(ctx, connect.NewRequest(&vigiav1.HeadRequest{}))
+			if err != nil {
+				return err
+			}
+			switch {
+			case a.json():
+				return a.printJSON(res.Msg)
+			case note:
+				return a.printf("%s", res.Msg.GetNote())
+			}
+			var s sheet
+			s.add("size", number(res.Msg.GetSize()))
+			s.add("root", res.Msg.GetRoot())
+			s.add("time", res.Msg.GetTime().AsTime().UTC().Format(time.RFC3339))
+			return s.write(a.std.Out)
+		}),
+	}
+	c.Flags().BoolVar(&note, "note", false, "print the signed checkpoint itself, to keep elsewhere")
+	return c
+}
+
+func (a *app) ledgerVerifyCmd() *cobra.Command {
+	var o LedgerOptions
+	c := &cobra.Command{
+		Use:   "verify",
+		Short: "Check the whole ledger, without a daemon; ends with 3 if it was tampered with",
+		Args:  cobra.NoArgs,
+		RunE: a.run(func(ctx context.Context, _ []string) (err error) {
+			if o.State, err = api.StateDir(a.stateFlag); err != nil {
+				return err
+			}
+			if a.local.LedgerVerify == nil {
+				return missing("ledger verify")
+			}
+			return a.local.LedgerVerify(ctx, o, a.json(), a.std.Out)
+		}),
+	}
+	c.Flags().StringVar(&o.Dir, "dir", "", "the ledger's `directory`, or an exported copy (default: the state directory's)")
+	c.Flags().StringVar(&o.Key, "key", "", "`file` of the verifier key (default: the one beside the ledger, which proves less)")
+	return c
+}
+
+func (a *app) ledgerExportCmd() *cobra.Command {
+	var o LedgerOptions
+	c := &cobra.Command{
+		Use:   "export DIR",
+		Short: "Copy the ledger, its head and its public key to a new directory",
+		Args:  oneArg("DIR"),
+		RunE: a.run(func(ctx context.Context, args []string) (err error) {
+			o.To = args[0]
+			if o.State, err = api.StateDir(a.stateFlag); err != nil {
+				return err
+			}
+			if a.local.LedgerExport == nil {
+				return missing("ledger export")
+			}
+			return a.local.LedgerExport(ctx, o, a.std.Out)
+		}),
+	}
+	c.Flags().StringVar(&o.Dir, "dir", "", "the ledger's `directory` (default: the state directory's)")
+	return c
+}

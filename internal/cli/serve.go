@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"context"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"vigia/internal/api"
+)
+
+func (a *app) serveCmd() *cobra.Command {
+	var o ServeOptions
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon, in the foreground",
+		Long: "Run the daemon, in the foreground. Machines go on running when it ends; the next one takes them over.\n" +
+			"contrib/vigia.service and contrib/vigia-user.service run it under systemd.",
+		Args: cobra.NoArgs,
+		RunE: a.run(func(ctx context.Context, _ []string) error {
+			if !slices.Contains([]string{"auto", "kvm", "tcg"}, o.Accelerator) {
+				return usagef("accelerator %q: use auto, kvm or tcg", o.Accelerator)
+			}
+			state, err := api.StateDir(a.stateFlag)
+			if err != nil {
+				return err
+			}
+			if a.local.Serve == nil {
+				return missing("serve")
+			}
+			o.State, o.Err = state, a.std.Err
+			return a.local.Serve(ctx, o)
+		}),
+	}
+	c.Flags().StringVar(&o.Accelerator, "accelerator", "auto", "auto, kvm or tcg")
+	c.Flags().StringVar(&o.Rules, "rules", "", "`directory` of rules (default: rules in the state directory)")
+	return c
+}
+
+func (a *app) doctorCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what works on this host, what does not, and why",
+		Args:  cobra.NoArgs,
+		RunE: a.run(func(ctx context.Context, _ []string) error {
+			state, err := api.StateDir(a.stateFlag)
+			if err != nil {
+				return err
+			}
+			if a.local.Doctor == nil {
+				return missing("doctor")
+			}
+			return a.local.Doctor(ctx, state, a.json(), a.std.Out)
+		}),
+	}
+}
