@@ -1,0 +1,145 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Command is a program to run. Files become its descriptors 3, 4, …, which the arguments name as /dev/fd/3.
+type Command struct {
+	Path  string // absolute
+	Args  []string
+	Env   []string // added to a small fixed environment
+	Dir   string
+	Files []*os.File
+
+	Stdout, Stderr io.Writer
+}
+
+// Runner runs a command to its end and returns an error if it did not exit with 0. A Runner that is given to a Store
+// runs programs on hostile input: it is meant to confine them to their Files.
+type Runner func(ctx context.Context, c Command) error
+
+// grace is how long a program that is told to end may take to clean up.
+const grace = 15 * time.Second
+
+// Run runs a command as this process would, in a process group of its own. When the context ends, or this process
+// dies, the group is told to end and, after a time of grace, is killed.
+func Run(ctx context.Context, c Command) error {
+	cmd := exec.Command(c.Path, c.Args...)
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent"}, c.Env...)
+	cmd.Dir, cmd.ExtraFiles = c.Dir, c.Files
+	cmd.Stdout, cmd.Stderr = c.Stdout, c.Stderr
+	cmd.WaitDelay = time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	started := make(chan error)
+	done := make(chan error, 1)
+	go func() {
+		// The death signal is sent when the thread that started the program ends: it must not end before.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			done <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	group := -cmd.Process.Pid
+	syscall.Kill(group, syscall.SIGTERM)
+	select {
+	case <-done:
+	case <-time.After(grace):
+	}
+	syscall.Kill(group, syscall.SIGKILL)
+	return context.Cause(ctx)
+}
+
+// findTool finds a program, also where an ordinary user's PATH does not look.
+func findTool(name, pkg string) (string, error) {
+	if p, err := exec.LookPath(name); err == nil {
+		return filepath.Abs(p)
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s: run script/setup, or install the package %s", ErrTool, name, pkg)
+}
+
+// tail keeps the last lines a program wrote, and passes each whole line on.
+type tail struct {
+	mu    sync.Mutex
+	rest  string
+	lines []string
+	line  func(string)
+}
+
+const tailLines, tailLength = 12, 400
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rest += string(p)
+	for {
+		line, rest, ok := strings.Cut(t.rest, "\n")
+		if !ok {
+			if len(t.rest) > tailLength {
+				t.rest = t.rest[:tailLength]
+			}
+			return len(p), nil
+		}
+		t.rest = rest
+		line = strings.TrimRight(line[strings.LastIndexByte(line, '\r')+1:], " \t")
+		if len(line) > tailLength {
+			line = line[:tailLength]
+		}
+		if line == "" {
+			continue
+		}
+		t.lines = append(t.lines, line)
+		if len(t.lines) > tailLines {
+			t.lines = t.lines[1:]
+		}
+		if t.line != nil {
+			t.line(line)
+		}
+	}
+}
+
+// explain adds what a program last said to the error of running it.
+func (t *tail) explain(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	said := append(t.lines[:len(t.lines):len(t.lines)], strings.TrimSpace(t.rest))
+	return fmt.Errorf("%s: %w: it said:\n  %s", name, err, strings.TrimSpace(strings.Join(said, "\n  ")))
+}

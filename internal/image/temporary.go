@@ -1,0 +1,112 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// temporary is a directory in the making, held by a lock on itself: whoever finds it unlocked knows that its process
+// is gone and may delete it.
+type temporary struct {
+	dir  string
+	lock *os.File
+}
+
+// scratchLink names, inside a temporary directory, another one outside of the store that goes with it.
+const scratchLink = "scratch"
+
+func (s *Store) temporary() (*temporary, error) {
+	dir, err := os.MkdirTemp(filepath.Join(s.dir, ".tmp"), "")
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	lock, err := os.Open(dir)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		os.Remove(dir)
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	return &temporary{dir, lock}, nil
+}
+
+func (t *temporary) path(name string) string { return filepath.Join(t.dir, name) }
+
+// scratch makes a directory outside of the store that other users may reach, and remembers it for the sweep.
+func (t *temporary) scratch() (string, error) {
+	dir, err := os.MkdirTemp("/var/tmp", "vigia-image-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o1777); err != nil {
+		return "", err
+	}
+	return dir, os.Symlink(dir, t.path(scratchLink))
+}
+
+func (t *temporary) remove() error {
+	err := removeTree(t.dir)
+	t.lock.Close()
+	return err
+}
+
+// removeTree deletes a temporary directory and its scratch directory. What mmdebstrap leaves in the latter when it is
+// killed belongs to the subordinate users of this one: only their namespace can delete it.
+func removeTree(dir string) error {
+	link := filepath.Join(dir, scratchLink)
+	if scratch, err := os.Readlink(link); err == nil && isScratch(scratch) {
+		if err := os.RemoveAll(scratch); errors.Is(err, fs.ErrPermission) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			left, _ := filepath.Glob(filepath.Join(scratch, "*"))
+			exec.CommandContext(ctx, "mmdebstrap", append([]string{"--unshare-helper", "rm", "-rf", "--"}, left...)...).Run()
+			if err := os.RemoveAll(scratch); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+func isScratch(dir string) bool {
+	ok, _ := filepath.Match("/var/tmp/vigia-image-*", dir)
+	return ok
+}
+
+// sweep deletes what processes that are gone left in the making.
+func (s *Store) sweep() error {
+	entries, err := os.ReadDir(filepath.Join(s.dir, ".tmp"))
+	if err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	for _, e := range entries {
+		dir := filepath.Join(s.dir, ".tmp", e.Name())
+		f, err := os.Open(dir)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			removeTree(dir)
+		}
+		f.Close()
+	}
+	return nil
+}
+
+// allocated is what a file takes of the disk: layers are sparse.
+func allocated(info fs.FileInfo) uint64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return uint64(st.Blocks) * 512
+	}
+	return uint64(info.Size())
+}

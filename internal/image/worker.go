@@ -1,0 +1,39 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"os"
+)
+
+// Worker reads bytes that a stranger wrote: a disk to import, the file systems on it, a kernel. The daemon gives one
+// whose methods run in a confined process with nothing but the files they are given; InProcess is the same code in
+// this process. A Worker keeps nothing between calls.
+type Worker interface {
+	// Sniff tells the format of a disk file.
+	Sniff(ctx context.Context, disk *os.File) (Format, error)
+	// Inspect finds the root file system of a raw disk, and the kernel in its /boot.
+	Inspect(ctx context.Context, disk *os.File) (Found, error)
+	// Extract copies one file of the root file system that Inspect found.
+	Extract(ctx context.Context, disk *os.File, root Found, path string, dst *os.File) error
+	// Profile reads a kernel and writes its profile.
+	Profile(ctx context.Context, kernel, dst *os.File) error
+}
+
+// InProcess is the Worker of this very process, for tests and for those who trust the disk.
+type InProcess struct{}
+
+func (InProcess) Sniff(_ context.Context, disk *os.File) (Format, error)  { return Sniff(disk) }
+func (InProcess) Inspect(_ context.Context, disk *os.File) (Found, error) { return Inspect(disk) }
+func (InProcess) Extract(_ context.Context, disk *os.File, root Found, path string, dst *os.File) error {
+	return Extract(disk, root, path, dst)
+}
+func (InProcess) Profile(_ context.Context, kernel, dst *os.File) error { return Profile(kernel, dst) }
+
+type Format struct{}
+type Found struct{}
+
+func Sniff(*os.File) (Format, error)                  { return Format{}, errors.New("later") }
+func Inspect(*os.File) (Found, error)                 { return Found{}, errors.New("later") }
+func Extract(*os.File, Found, string, *os.File) error { return errors.New("later") }
+func Profile(kernel, dst *os.File) error              { return nil }
