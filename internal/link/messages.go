@@ -15,6 +15,8 @@ const (
 	CallConfigure = "configure" // GuardConfig or GateConfig, once in a worker's life
 	CallAck       = "ack"       // Ack: events up to here are in the ledger
 
+	CallDrain = "drain" // returns once every event is delivered
+
 	// Both workers, to the daemon.
 	CallEvents = "events" // Events
 

@@ -27,11 +27,13 @@ type Outbox struct {
 	machine string
 	now     func() time.Time
 
-	mu     sync.Mutex
-	seq    uint64
-	queue  []event.Event // unacknowledged, oldest first
-	lost   int64
-	signal chan struct{}
+	mu    sync.Mutex
+	seq   uint64
+	queue []event.Event // unacknowledged, oldest first
+	lost  int64
+	// delivered is the highest sequence number that a daemon has taken.
+	delivered uint64
+	signal    chan struct{}
 }
 
 // NewOutbox makes an empty outbox for one life of one worker of the machine.
@@ -107,6 +109,9 @@ func (o *Outbox) Send(ctx context.Context, deliver func(context.Context, []event
 			return err
 		}
 		_, sent, _ = event.SplitID(batch[len(batch)-1].ID)
+		o.mu.Lock()
+		o.delivered = sent
+		o.mu.Unlock()
 	}
 }
 
@@ -121,6 +126,26 @@ func (o *Outbox) after(sent uint64) []event.Event {
 	}
 	rest := o.queue[skip:]
 	return append([]event.Event(nil), rest[:min(len(rest), BatchSize)]...)
+}
+
+// Drained returns once the events that are in now have been delivered on some connection, or ctx has ended.
+func (o *Outbox) Drained(ctx context.Context) error {
+	o.mu.Lock()
+	want := o.seq
+	o.mu.Unlock()
+	for {
+		o.mu.Lock()
+		done := o.delivered >= want
+		o.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Ack drops the events up to and including seq: they are in the ledger.

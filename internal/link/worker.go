@@ -87,6 +87,8 @@ func (w *Worker) handle(ctx context.Context, r Request) (Response, error) {
 		}
 		w.Outbox.Ack(a.Seq)
 		return Response{}, nil
+	case CallDrain:
+		return Response{}, w.Outbox.Drained(ctx)
 	}
 	return w.Handle(ctx, r)
 }

@@ -13,19 +13,25 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 
 	"vigia/internal/vm"
 )
 
-// Paths inside QEMU's root.
+// Names of the disk's socket in its directory, and of the disk on it.
 const (
-	PathRAM    = "/ram"
-	PathKernel = "/kernel"
-	PathInitrd = "/initrd"
-	PathSocket = "/run/vigia" // the directory of the NBD socket
-	NBDSocket  = "nbd.sock"
-	NBDExport  = "disk"
+	NBDSocket = "nbd.sock"
+	NBDExport = "disk"
 )
+
+// Paths as QEMU sees them in its root. They are the host's own where that is possible, so that a host on which no
+// root of its own can be made still runs the machine.
+type Paths struct {
+	RAM    string
+	Kernel string
+	Initrd string // empty: none
+	NBD    string // the disk's socket
+}
 
 // Sandbox is QEMU's own seccomp filter with everything denied that it can deny (qemu(1), -sandbox).
 const Sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -39,7 +45,7 @@ type Descriptors struct {
 type Config struct {
 	Spec        *vm.Spec
 	Accelerator string // kvm or tcg
-	Initrd      bool
+	Paths       Paths
 	Cmdline     string // the kernel's
 	FDs         Descriptors
 	// Reconnect is how long a disk request waits for a new guard, in seconds, before the guest sees an error.
@@ -57,14 +63,14 @@ func Args(c Config) []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-machine", "q35,memory-backend=ram,vmport=off,usb=off,graphics=off",
 		"-smp", strconv.Itoa(c.Spec.CPUs), "-m", "size=" + mem + "b",
-		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + PathRAM + ",share=on",
+		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + comma(c.Paths.RAM) + ",share=on",
 		"-sandbox", Sandbox,
 		"-rtc", "base=utc",
 		"-action", "panic=shutdown,reboot=reset,shutdown=poweroff",
-		"-kernel", PathKernel, "-append", c.Cmdline,
+		"-kernel", c.Paths.Kernel, "-append", c.Cmdline,
 	}
-	if c.Initrd {
-		args = append(args, "-initrd", PathInitrd)
+	if c.Paths.Initrd != "" {
+		args = append(args, "-initrd", c.Paths.Initrd)
 	}
 	if c.Accelerator == "kvm" {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
@@ -100,11 +106,14 @@ func listener(id string, fd int, wait bool) []string {
 
 func disk(c Config) []string {
 	return []string{
-		"-blockdev", fmt.Sprintf("driver=nbd,node-name=disk0,server.type=unix,server.path=%s/%s,export=%s,reconnect-delay=%d,discard=unmap",
-			PathSocket, NBDSocket, NBDExport, c.Reconnect),
+		"-blockdev", fmt.Sprintf("driver=nbd,node-name=disk0,server.type=unix,server.path=%s,export=%s,reconnect-delay=%d,discard=unmap",
+			comma(c.Paths.NBD), NBDExport, c.Reconnect),
 		"-device", "virtio-blk-pci,drive=disk0,id=disk,serial=" + string(c.Spec.ID),
 	}
 }
+
+// comma writes a value so that QEMU's option parser does not end it at a comma.
+func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // MAC returns the machine's hardware address: QEMU's prefix 52:54:00 and three bytes of the id's hash.
 func MAC(id vm.ID) net.HardwareAddr {

@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"vigia/internal/event"
+	"vigia/internal/ledger"
+	"vigia/internal/link"
+	"vigia/internal/policy"
+)
+
+// Bounds of the bus: events that wait for the ledger, and those that a slow reader of `events -f` may be behind.
+const (
+	pendingMax = 4 * link.OutboxSize
+	readerMax  = 1024
+	appendMax  = 512
+)
+
+// bus is where all events meet: rules see an event at once, and it is handed to the ledger; nothing waits for the
+// ledger. An event that comes twice, because a daemon died before it could say that it had it, is known by its id.
+type bus struct {
+	source string
+	now    func() time.Time
+	log    *slog.Logger
+	decide func(policy.Decision) // carries a decision out; must not block
+
+	mu      sync.Mutex
+	seq     uint64
+	last    map[string]uint64 // the highest sequence number taken, by source
+	engine  *policy.Engine
+	pending []pendingEvent
+	lost    int64
+	wake    chan struct{}
+	readers map[*reader]bool
+}
+
+type pendingEvent struct {
+	entry  []byte
+	source string
+	seq    uint64
+	ack    func(seq uint64) // nil: the daemon's own
+}
+
+// reader follows the events as they come.
+type reader struct {
+	events chan event.Event
+	behind bool // it was too slow, and was let go
+}
+
+func newBus(source string, engine *policy.Engine, log *slog.Logger) *bus {
+	return &bus{source: source, now: time.Now, log: log, engine: engine, last: map[string]uint64{},
+		wake: make(chan struct{}, 1), readers: map[*reader]bool{}, decide: func(policy.Decision) {}}
+}
+
+// recall learns from the ledger's end which events of workers that still live are there already.
+func (b *bus) recall(ctx context.Context, l *ledger.Log) error {
+	entries, err := l.Tail(ctx, pendingMax)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		var e struct {
+			ID string `json:"id"`
+		}
+		if json.Unmarshal(entry.Data, &e) != nil {
+			continue
+		}
+		if source, seq, ok := event.SplitID(e.ID); ok {
+			b.last[source] = max(b.last[source], seq)
+		}
+	}
+	return nil
+}
+
+// emit is for the daemon's own events.
+func (b *bus) emit(machine string, kind event.Kind, fields event.Fields) event.Event {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seq++
+	e := event.Event{ID: event.MakeID(b.source, b.seq), Machine: machine, Time: b.now().UTC(), Kind: kind, Fields: fields}
+	b.take(e, nil)
+	return e
+}
+
+// deliver takes a worker's batch. machine is what the daemon knows the worker to guard: a worker that was taken over
+// can speak for no other. ack is called, in order, once events are in the ledger.
+func (b *bus) deliver(machine string, source string, batch []json.RawMessage, ack func(seq uint64)) error {
+	for _, raw := range batch {
+		e, err := event.Unmarshal(raw)
+		if err != nil {
+			return err
+		}
+		from, seq, ok := event.SplitID(e.ID)
+		if !ok || from != source || e.Machine != machine {
+			return fmt.Errorf("%w: event %q of %q where %q of %q was expected", link.ErrProtocol, event.Text([]byte(e.ID)), event.Text([]byte(e.Machine)), source, machine)
+		}
+		b.mu.Lock()
+		if seq > b.last[source] {
+			b.last[source] = seq
+			b.take(e, ack)
+		} else {
+			b.again(source, seq, ack)
+		}
+		b.mu.Unlock()
+	}
+	return nil
+}
+
+// again acknowledges an event that is known: at once if the ledger has it, with the others if it still waits.
+func (b *bus) again(source string, seq uint64, ack func(uint64)) {
+	for i := range b.pending {
+		if b.pending[i].source == source && b.pending[i].seq == seq {
+			b.pending[i].ack = ack
+			return
+		}
+	}
+	go ack(seq)
+}
+
+// take is called with the lock held, so that rules, ledger and readers see one order.
+func (b *bus) take(e event.Event, ack func(uint64)) {
+	for _, d := range b.engine.Event(e) {
+		b.decide(d)
+	}
+	entry, err := e.Marshal()
+	if err != nil {
+		b.log.Error("event does not keep to its kind", "kind", e.Kind, "error", err)
+		return
+	}
+	source, seq, _ := event.SplitID(e.ID)
+	if len(b.pending) >= pendingMax {
+		b.lost++
+	} else {
+		b.reportLost()
+		b.pending = append(b.pending, pendingEvent{entry, source, seq, ack})
+	}
+	for r := range b.readers {
+		select {
+		case r.events <- e:
+		default:
+			r.behind = true
+			delete(b.readers, r)
+			close(r.events)
+		}
+	}
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// reportLost puts the count of what had no room before the next event that has.
+func (b *bus) reportLost() {
+	if b.lost == 0 {
+		return
+	}
+	b.seq++
+	e := event.Event{ID: event.MakeID(b.source, b.seq), Time: b.now().UTC(), Kind: event.EventsLost,
+		Fields: event.Fields{"count": b.lost, "source": b.source, "reason": "the ledger could not be written for too long"}}
+	b.lost = 0
+	if entry, err := e.Marshal(); err == nil {
+		b.pending = append(b.pending, pendingEvent{entry: entry, source: b.source, seq: b.seq})
+	}
+}
+
+// tick lets rules that wait for time to pass see it.
+func (b *bus) tick(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, d := range b.engine.Tick(now) {
+		b.decide(d)
+	}
+}
+
+// write moves pending events into the ledger until ctx ends, then the rest. A ledger that can't be written (a full
+// disk) is tried again each second; meanwhile events wait, and past the bound they are counted.
+func (b *bus) write(ctx context.Context, l *ledger.Log) {
+	complained := false
+	for {
+		batch := b.front()
+		if len(batch) == 0 {
+			select {
+			case <-b.wake:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		entries := make([][]byte, len(batch))
+		for i := range batch {
+			entries[i] = batch[i].entry
+		}
+		if _, err := l.AppendAll(context.WithoutCancel(ctx), entries); err != nil {
+			if !complained {
+				b.log.Error("the ledger can't be written, events wait in memory: make room on the disk", "error", err)
+				complained = true
+			}
+			select {
+			case <-time.After(time.Second):
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if complained {
+			b.log.Info("the ledger is written again")
+			complained = false
+		}
+		b.written(len(batch))
+	}
+}
+
+func (b *bus) front() []pendingEvent {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]pendingEvent(nil), b.pending[:min(len(b.pending), appendMax)]...)
+}
+
+// written drops the first n pending events and acknowledges the last of each source.
+func (b *bus) written(n int) {
+	b.mu.Lock()
+	acks := map[string]pendingEvent{}
+	for _, p := range b.pending[:n] {
+		if p.ack != nil {
+			acks[p.source] = p
+		}
+	}
+	b.pending = append(b.pending[:0], b.pending[n:]...)
+	b.mu.Unlock()
+	for _, p := range acks {
+		p.ack(p.seq)
+	}
+}
+
+// settled reports whether everything taken so far is in the ledger.
+func (b *bus) settled() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.pending) == 0
+}
+
+// follow registers a reader; what it does not read in time ends it.
+func (b *bus) follow() *reader {
+	r := &reader{events: make(chan event.Event, readerMax)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.readers[r] = true
+	return r
+}
+
+func (b *bus) unfollow(r *reader) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.readers[r] {
+		delete(b.readers, r)
+		close(r.events)
+	}
+}
+
+// setEngine puts other rules in force.
+func (b *bus) setEngine(e *policy.Engine) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.engine = e
+}

@@ -1,0 +1,177 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"vigia/internal/jail"
+	"vigia/internal/link"
+)
+
+// workerStart bounds how long a worker may take to start and answer.
+const workerStart = 20 * time.Second
+
+// worker is a guard or a gate, seen from the daemon.
+type worker struct {
+	name    string
+	machine string
+	proc    *jail.Process
+	conn    *link.Conn
+	hello   link.Hello
+	greeted chan struct{} // closed once hello is there
+
+	ackMu   sync.Mutex
+	acked   uint64
+	ackWake chan struct{}
+}
+
+// procRef names a process for ever; it is what the store keeps of one.
+type procRef struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"`
+}
+
+func refOf(p *jail.Process) procRef {
+	if p == nil {
+		return procRef{}
+	}
+	return procRef{p.PID, p.StartTime}
+}
+
+// spawnWorker starts a guard or gate under its profile, with the socket in the run directory on which this daemon and
+// later ones speak to it.
+func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profile jail.Profile) (*worker, error) {
+	dir, err := openSocketDir(d.files.run(m.id()))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	defer dir.close()
+	l, err := dir.listen(name + ".sock")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	defer l.Close()
+	control, err := l.File()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	defer control.Close()
+	log, err := os.OpenFile(d.files.workerLog(m.id(), name), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	defer log.Close()
+	group, err := d.group(m, name, workerLimits)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, workerStart)
+	defer cancel()
+	proc, err := jail.Worker{Profile: profile, Args: []string{name}, Files: []*os.File{control}, Stderr: log, Stdout: log,
+		User: m.user(name), Group: group}.Start(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	w, err := d.joinWorker(ctx, m, name, proc)
+	if err != nil {
+		proc.Kill()
+		<-proc.Done()
+		proc.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// joinWorker connects to a worker that runs: one just started, or one that an earlier daemon left.
+func (d *Daemon) joinWorker(ctx context.Context, m *machine, name string, proc *jail.Process) (*worker, error) {
+	dir, err := openSocketDir(d.files.run(m.id()))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	defer dir.close()
+	sock, err := dir.dial(name + ".sock")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	w := &worker{name: name, machine: m.rec.Spec.Name, proc: proc, greeted: make(chan struct{}), ackWake: make(chan struct{}, 1)}
+	w.conn = link.New(sock, func(ctx context.Context, r link.Request) (link.Response, error) { return d.fromWorker(w, r) })
+	if _, err := w.conn.Call(ctx, link.CallHello, nil, &w.hello); err != nil {
+		w.conn.Close()
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	close(w.greeted)
+	go w.acknowledge()
+	return w, nil
+}
+
+// fromWorker answers a worker's calls: there is only one.
+func (d *Daemon) fromWorker(w *worker, r link.Request) (link.Response, error) {
+	for _, f := range r.Files {
+		f.Close()
+	}
+	if r.Method != link.CallEvents {
+		return link.Response{}, fmt.Errorf("%w: call %q", link.ErrProtocol, r.Method)
+	}
+	var e link.Events
+	if err := r.Decode(&e); err != nil {
+		return link.Response{}, err
+	}
+	select {
+	case <-w.greeted: // the first events may overtake the answer to hello
+	case <-w.conn.Done():
+		return link.Response{}, w.conn.Err()
+	}
+	if err := d.bus.deliver(w.machine, w.hello.Source, e.Events, w.ack); err != nil {
+		d.log.Error("worker sends what it must not, its connection is closed", "worker", w.name, "machine", w.machine, "error", err)
+		w.conn.Close()
+		return link.Response{}, err
+	}
+	return link.Response{}, nil
+}
+
+// ack notes that events up to seq are in the ledger; the worker is told soon.
+func (w *worker) ack(seq uint64) {
+	w.ackMu.Lock()
+	w.acked = max(w.acked, seq)
+	w.ackMu.Unlock()
+	select {
+	case w.ackWake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) acknowledge() {
+	for {
+		select {
+		case <-w.ackWake:
+		case <-w.conn.Done():
+			return
+		}
+		w.ackMu.Lock()
+		seq := w.acked
+		w.ackMu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		w.conn.Call(ctx, link.CallAck, link.Ack{Seq: seq}, nil)
+		cancel()
+	}
+}
+
+// end stops the worker: its machine is gone.
+func (w *worker) end() {
+	if w == nil {
+		return
+	}
+	w.conn.Close()
+	w.proc.Kill()
+	<-w.proc.Done()
+	w.proc.Close()
+}
+
+// socketFile takes a socket's descriptor out of Go's hands, to give it away.
+func socketFile(c interface{ File() (*os.File, error) }) (*os.File, error) {
+	defer c.(interface{ Close() error }).Close()
+	return c.File()
+}
