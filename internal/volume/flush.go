@@ -1,6 +1,9 @@
 package volume
 
-import "errors"
+import (
+	"errors"
+	"sync"
+)
 
 // Flush returns when everything written before it is on stable storage.
 //
@@ -15,6 +18,9 @@ func (v *Volume) Flush() error {
 }
 
 func (v *Volume) flushLocked() error {
+	if err := v.finishHeader(); err != nil {
+		return err
+	}
 	v.write.Lock()
 	if v.top == nil || v.closed.Load() {
 		v.write.Unlock()
@@ -29,32 +35,74 @@ func (v *Volume) flushLocked() error {
 	v.write.Unlock()
 
 	v.stats.flushes.Add(1)
-	if err := v.sync(); err != nil {
-		v.uncapture(w)
-		return err
+	err := v.syncData(w.touched, &v.write)
+	if err == nil {
+		err = v.commit(w)
 	}
-	if err := v.commit(w); err != nil {
+	if err != nil {
+		v.write.Lock()
 		v.uncapture(w)
+		v.write.Unlock()
 		return err
 	}
 	v.flushed = upTo
 	return nil
 }
 
-// sync waits for the overlay's data.
-func (v *Volume) sync() error { return v.stall.try(v.top.f.Sync) }
+// syncData waits for the overlay's data. After a sync that failed the kernel takes what it could not write for clean, and
+// the next sync would succeed over lost data: so all that was written in the touched chunks since the last good sync is
+// read back from the page cache and written again first. lock keeps writers out meanwhile; nil where the caller does.
+func (v *Volume) syncData(touched []uint32, lock sync.Locker) error {
+	failed := false
+	return v.stall.try(func() error {
+		if failed {
+			if err := v.rewrite(touched, lock); err != nil {
+				return err
+			}
+		}
+		err := v.top.f.Sync()
+		failed = failed || err != nil
+		return err
+	})
+}
+
+func (v *Volume) rewrite(touched []uint32, lock sync.Locker) error {
+	if lock != nil {
+		lock.Lock()
+		defer lock.Unlock()
+	}
+	buf := make([]byte, chunkBytes)
+	for _, c := range touched {
+		b, end := int64(c)*chunkBlocks, int64(c)*chunkBlocks+v.m.inChunk(int64(c))
+		for b < end {
+			src, n := v.m.run(b, end-b)
+			if src == v.topSrc {
+				p, at := buf[:n*BlockSize], v.top.geo.dataOff+b*BlockSize
+				if err := readFull(v.top.f, p, at); err != nil {
+					return err
+				}
+				if _, err := v.top.f.WriteAt(p, at); err != nil {
+					return err
+				}
+			}
+			b += n
+		}
+	}
+	return nil
+}
 
 // mapWrite is what a flush has to make durable of the map: a log record, or all of it.
 type mapWrite struct {
-	chunks []uint32
-	record []byte
-	pages  []mapImage // set instead of record when the log is full
-	freeze bool
+	touched []uint32 // chunks whose data changed
+	chunks  []uint32 // chunks whose map changed
+	record  []byte
+	pages   []mapImage // set instead of record when the log is full
+	freeze  bool
 }
 
 // capture copies the changed parts of the map. The caller holds write.
 func (v *Volume) capture() mapWrite {
-	w := mapWrite{chunks: v.dirty.take()}
+	w := mapWrite{touched: v.touched.take(), chunks: v.dirty.take()}
 	if len(w.chunks) == 0 {
 		return w
 	}
@@ -68,13 +116,14 @@ func (v *Volume) capture() mapWrite {
 	return w
 }
 
-// uncapture gives back what could not be made durable.
+// uncapture gives back what could not be made durable. The caller holds write.
 func (v *Volume) uncapture(w mapWrite) {
-	v.write.Lock()
 	for _, c := range w.chunks {
 		v.dirty.add(int64(c))
 	}
-	v.write.Unlock()
+	for _, c := range w.touched {
+		v.touched.add(int64(c))
+	}
 }
 
 func (v *Volume) commit(w mapWrite) error {
@@ -144,19 +193,46 @@ func (v *Volume) writeMap(w mapWrite) error {
 		if err := v.putPages(h, w.pages); err != nil {
 			return err
 		}
-		if err := v.top.f.Sync(); err != nil {
-			return err
-		}
-		if err := writeHeader(v.top.f, &h); err != nil {
-			return err
-		}
 		return v.top.f.Sync()
 	})
 	if err != nil {
 		return err
 	}
 	v.stats.checkpoints.Add(1)
+	v.pending = &h
+	return v.finishHeader()
+}
+
+// finishHeader makes the pending header the one in force. Once it may have reached the disk there is no way back: until
+// it is known to be there, nothing else may be written to log or maps, so every flush begins here.
+func (v *Volume) finishHeader() error {
+	if v.pending == nil {
+		return nil
+	}
+	h := *v.pending
+	if err := v.stall.try(func() error { return v.putHeader(h) }); err != nil {
+		return err
+	}
 	v.top.header, v.logNext, v.logSeq = h, 0, 0
+	v.top.slot, v.pending = 0, nil
+	return nil
+}
+
+// putHeader writes both slots, one after the other, so that one is whole at any instant and both are in the end. The
+// second need not be durable at once: the next flush syncs it, before anything can touch the first again.
+func (v *Volume) putHeader(h header) error {
+	if err := writeHeader(v.top.f, &h, v.top.slot); err != nil {
+		return err
+	}
+	if err := v.top.f.Sync(); err != nil {
+		return err
+	}
+	if err := writeHeader(v.top.f, &h, 1-v.top.slot); err != nil {
+		return err
+	}
+	if h.state == layerFrozen {
+		return v.top.f.Sync()
+	}
 	return nil
 }
 

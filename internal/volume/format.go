@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 )
 
 // Sizes of the format. doc/volume-format.md is the authority; Check has its own copy of these.
@@ -176,31 +177,32 @@ func (h *header) validate(b []byte) error {
 	return nil
 }
 
-// readHeader picks the newer good slot of the two.
-func readHeader(f file) (header, error) {
+// readHeader picks the newer good slot of the two, and says which slot a new header has to go to first: the one whose
+// loss in a power cut would leave the newest.
+func readHeader(f file) (h header, first int64, err error) {
 	var b [2 * headerSize]byte
 	n, err := f.ReadAt(b[:], 0)
 	if n < len(b) {
 		if n < 8 || string(b[:8]) != magic {
-			return header{}, ErrNotVolume
+			return header{}, 0, ErrNotVolume
 		}
-		return header{}, fmt.Errorf("%w: file ends inside the header: %v", ErrDamaged, err)
+		return header{}, 0, fmt.Errorf("%w: file ends inside the header: %w", ErrDamaged, err)
 	}
 	h0, err0 := decodeHeader(b[:headerSize])
 	h1, err1 := decodeHeader(b[headerSize:])
 	switch {
 	case err0 == nil && (err1 != nil || h0.generation > h1.generation):
-		return h0, nil
+		return h0, 1, nil
 	case err1 == nil:
-		return h1, nil
+		return h1, 0, nil
 	case errors.Is(err0, ErrNotVolume) && !errors.Is(err1, ErrNotVolume):
-		return header{}, err1
+		return header{}, 0, err1
 	}
-	return header{}, err0
+	return header{}, 0, err0
 }
 
-// writeHeader puts h into the slot of its generation. It does not sync.
-func writeHeader(f file, h *header) error {
-	_, err := f.WriteAt(h.encode(), int64(h.generation%2)*headerSize)
+// writeHeader puts h into a slot. It does not sync.
+func writeHeader(f io.WriterAt, h *header, slot int64) error {
+	_, err := f.WriteAt(h.encode(), slot*headerSize)
 	return err
 }

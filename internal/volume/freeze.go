@@ -16,24 +16,34 @@ func (v *Volume) Freeze() (ID, error) {
 	if v.top == nil {
 		return ID{}, ErrReadOnly
 	}
-	w := mapWrite{chunks: v.dirty.take(), pages: v.mapPages(), freeze: true}
-	err := v.sync()
-	if err == nil {
-		err = v.commit(w)
-	}
-	if err != nil {
-		for _, c := range w.chunks {
-			v.dirty.add(int64(c))
-		}
+	if err := v.seal(); err != nil {
 		return ID{}, fmt.Errorf("freeze overlay: %w", err)
 	}
 	id := v.top.id
 	v.unlockTop()
-	v.top, v.topSrc = nil, 0
+	v.top, v.topSrc, v.sealing = nil, 0, false
 	v.mapMu.Lock()
 	v.m.replace(srcZero, srcNone)
 	v.mapMu.Unlock()
 	return id, nil
+}
+
+// seal writes the last map with a header that says frozen. If it fails halfway, the header may be on the disk or not:
+// writes are refused until a second Freeze has settled it. The caller holds flush and write.
+func (v *Volume) seal() error {
+	if err := v.finishHeader(); err != nil || v.top.state == layerFrozen {
+		return err
+	}
+	w := mapWrite{touched: v.touched.take(), chunks: v.dirty.take(), pages: v.mapPages(), freeze: true}
+	err := v.syncData(w.touched, nil)
+	if err == nil {
+		err = v.commit(w)
+	}
+	if err != nil {
+		v.uncapture(w)
+		v.sealing = v.pending != nil
+	}
+	return err
 }
 
 func (v *Volume) unlockTop() {

@@ -126,7 +126,7 @@ func (im *importer) store(p []byte, off int64) error {
 // seal writes the map, and once that and the data are on the disk, the header.
 func (im *importer) seal() (ID, error) {
 	im.h.id = im.sum.id()
-	v := Volume{m: im.m, top: &layer{im.dst, im.h}, topSrc: 1}
+	v := Volume{m: im.m, top: &layer{f: im.dst, header: im.h}, topSrc: 1}
 	sum := mapSum(0)
 	for _, m := range v.mapPages() {
 		sum.add(m.page, encodePage(m.data, m.page, im.h.generation))
@@ -138,7 +138,8 @@ func (im *importer) seal() (ID, error) {
 	if err := im.dst.Sync(); err != nil {
 		return ID{}, err
 	}
-	if err := writeHeader(im.dst, &im.h); err != nil {
+	b := im.h.encode()
+	if _, err := im.dst.WriteAt(append(b, b...), 0); err != nil {
 		return ID{}, err
 	}
 	return im.h.id, im.dst.Sync()
@@ -218,7 +219,7 @@ type Info struct {
 
 // ReadInfo reads a layer's header.
 func ReadInfo(f *os.File) (Info, error) {
-	h, err := readHeader(hostFile(f))
+	h, _, err := readHeader(hostFile(f))
 	if err != nil {
 		return Info{}, err
 	}

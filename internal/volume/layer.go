@@ -37,7 +37,8 @@ func create(f truncater, o CreateOptions) error {
 	if err := f.Truncate(h.geo.fileSize(h.size)); err != nil {
 		return fmt.Errorf("create layer: %w", err)
 	}
-	if _, err := f.WriteAt(h.encode(), headerSize); err != nil {
+	b := h.encode()
+	if _, err := f.WriteAt(append(b, b...), 0); err != nil {
 		return fmt.Errorf("create layer: %w", err)
 	}
 	return nil
@@ -47,10 +48,11 @@ func create(f truncater, o CreateOptions) error {
 type layer struct {
 	f file
 	header
+	slot int64 // the next header goes there first
 }
 
 func openLayer(f file) (*layer, error) {
-	h, err := readHeader(f)
+	h, slot, err := readHeader(f)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +66,7 @@ func openLayer(f file) (*layer, error) {
 	if want := h.geo.fileSize(h.size); size < want {
 		return nil, fmt.Errorf("%w: file is %d bytes long, its header asks for %d", ErrDamaged, size, want)
 	}
-	return &layer{f, h}, nil
+	return &layer{f, h, slot}, nil
 }
 
 const pageMagic = 0x50414d56 // "VMAP"

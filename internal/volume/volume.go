@@ -36,6 +36,7 @@ var (
 	ErrRange    = errors.New("beyond the end of the disk")
 	ErrReadOnly = errors.New("volume is read-only")
 	ErrClosed   = errors.New("volume is closed")
+	ErrSealing  = errors.New("overlay is half frozen: freeze it again")
 )
 
 // Volume is an open chain of layers. Its methods may be called at the same time from many goroutines.
@@ -55,14 +56,17 @@ type Volume struct {
 	write   sync.Mutex
 	top     *layer // the overlay, nil if there is none
 	topSrc  uint8
-	dirty   dirtySet
-	written uint64 // counts changes, to see whether a flush has anything to do
+	dirty   dirtySet // chunks whose map changed since the last flush
+	touched dirtySet // and whose data did
+	written uint64   // counts changes, to see whether a flush has anything to do
+	sealing bool     // a Freeze failed halfway
 
 	// flush is held by whoever syncs; it is taken before write.
 	flush   sync.Mutex
 	flushed uint64 // the value of written that is durable
 	logNext int64
 	logSeq  uint64
+	pending *header // perhaps on the disk already, not yet in force
 }
 
 // Open opens a chain: layers, the lowest first, all frozen, and the overlay that takes the writes, or nil for a volume
@@ -150,6 +154,7 @@ func (v *Volume) openTop(f file) error {
 	}
 	v.top, v.topSrc = l, uint8(len(v.chain))
 	v.dirty.init(l.geo.chunks)
+	v.touched.init(l.geo.chunks)
 	return nil
 }
 
@@ -193,6 +198,17 @@ func (v *Volume) Close() error {
 		}
 	}
 	return err
+}
+
+// writable says why the volume takes no writes. The caller holds write.
+func (v *Volume) writable() error {
+	switch {
+	case v.top == nil:
+		return ErrReadOnly
+	case v.sealing:
+		return ErrSealing
+	}
+	return nil
 }
 
 func (v *Volume) checkRange(off, n int64) error {

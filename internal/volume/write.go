@@ -2,7 +2,7 @@ package volume
 
 import "errors"
 
-// dirtySet is the chunks whose map changed since the last flush.
+// dirtySet is a set of chunks.
 type dirtySet struct {
 	bits []uint64
 	list []uint32
@@ -37,8 +37,8 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 	}
 	v.write.Lock()
 	defer v.write.Unlock()
-	if v.top == nil {
-		return 0, ErrReadOnly
+	if err := v.writable(); err != nil {
+		return 0, err
 	}
 	if err := v.store(p, off); err != nil {
 		return 0, err
@@ -63,6 +63,9 @@ func (v *Volume) store(p []byte, off int64) error {
 		}
 	}
 	v.written++
+	for c := first / chunkBlocks; c <= last/chunkBlocks; c++ {
+		v.touched.add(c)
+	}
 	if err := v.put(p, off); err != nil {
 		return err
 	}
@@ -127,8 +130,8 @@ func (v *Volume) Trim(off, n int64) error {
 	}
 	v.write.Lock()
 	defer v.write.Unlock()
-	if v.top == nil {
-		return ErrReadOnly
+	if err := v.writable(); err != nil {
+		return err
 	}
 	first, end := (off+BlockSize-1)/BlockSize, v.wholeEnd(off+n)
 	if first < end {
@@ -158,8 +161,8 @@ func (v *Volume) WriteZeroes(off, n int64, allocate bool) error {
 	}
 	v.write.Lock()
 	defer v.write.Unlock()
-	if v.top == nil {
-		return ErrReadOnly
+	if err := v.writable(); err != nil {
+		return err
 	}
 	if err := v.zeroRange(off, off+n, allocate); err != nil {
 		return err
