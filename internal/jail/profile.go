@@ -1,0 +1,141 @@
+package jail
+
+import "golang.org/x/sys/unix"
+
+// Profile is the whole confinement of one sort of process, as data.
+type Profile struct {
+	Name        string
+	Namespaces  []Namespace
+	Rlimits     []Rlimit
+	Network     Network
+	Syscalls    []Rule // checked in order
+	Otherwise   Action // what a system call without a rule meets
+	OOM         int    // oom_score_adj: how much rather than the daemon it is killed when memory runs out
+	Descriptors []Hold // what it is handed: documentation, and what the tests compare with
+}
+
+// Namespace is one kind of namespace a process gets for itself.
+type Namespace struct {
+	Name   string
+	Flag   uintptr
+	Reason string
+}
+
+// Rlimit is one resource limit, hard and soft.
+type Rlimit struct {
+	Name     string
+	Resource int
+	Max      uint64
+	Reason   string
+}
+
+// Hold is a sort of descriptor that a process holds.
+type Hold struct {
+	What, Reason string
+}
+
+// Network says what landlock leaves of TCP; the network namespace and seccomp say the rest.
+type Network int
+
+// What a process may do with TCP. The zero value is nothing.
+const (
+	NoNetwork Network = iota
+	ConnectOnly
+)
+
+var (
+	nsMount  = Namespace{"mnt", unix.CLONE_NEWNS, "an empty root: there is no path to open"}
+	nsPID    = Namespace{"pid", unix.CLONE_NEWPID, "no other process can be named, hence signalled or traced"}
+	nsIPC    = Namespace{"ipc", unix.CLONE_NEWIPC, "no System V or POSIX queues and segments of others"}
+	nsUTS    = Namespace{"uts", unix.CLONE_NEWUTS, "the host's name is not the guest's to know"}
+	nsCgroup = Namespace{"cgroup", unix.CLONE_NEWCGROUP, "its place in the host's tree does not show"}
+	nsNet    = Namespace{"net", unix.CLONE_NEWNET, "no interface, no abstract socket of the host"}
+)
+
+// Emulator is QEMU's profile. QEMU uses system calls by the hundred and differs by version, so its filter names what it
+// must not do; its own -sandbox (see [SandboxArgs]) takes away more. Its walls are the namespaces, the user and the root.
+var Emulator = Profile{
+	Name:       "qemu",
+	Namespaces: []Namespace{nsMount, nsPID, nsNet, nsIPC, nsUTS, nsCgroup},
+	Rlimits: []Rlimit{
+		{"core", unix.RLIMIT_CORE, 0, "a core file is the guest's memory on the host's disk"},
+		{"nofile", unix.RLIMIT_NOFILE, 1024, "its descriptors are few: sockets, RAM, event descriptors per device queue"},
+		{"nproc", unix.RLIMIT_NPROC, 512, "threads: one per virtual CPU, and a pool of 64 for its block layer"},
+		{"msgqueue", unix.RLIMIT_MSGQUEUE, 0, "it uses no POSIX queues"},
+	},
+	Syscalls:  emulatorDenied,
+	Otherwise: Allow,
+	OOM:       300,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, and its log"},
+		{"the sockets and files handed over", "QMP, console, disk, network; RAM is opened at /ram"},
+	},
+}
+
+// Guard is the profile of the process that reads a guest's memory and serves its disk.
+var Guard = Profile{
+	Name:       "guard",
+	Namespaces: []Namespace{nsMount, nsPID, nsNet, nsIPC, nsUTS, nsCgroup},
+	Rlimits:    workerRlimits,
+	Syscalls:   join(goRuntime, fileIO, socketIO),
+	Otherwise:  Refuse,
+	OOM:        200,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, and its log"},
+		{"volume files", "the overlay for writing, the layers for reading"},
+		{"guest memory", "the RAM file or /proc/PID/mem, for reading"},
+		{"sockets", "to the daemon, to QEMU (QMP, console, agent), and the listening NBD socket"},
+	},
+}
+
+// Gate is the profile of the process that is a guest's network. Of the host it has the network and nothing else.
+var Gate = Profile{
+	Name:       "gate",
+	Namespaces: []Namespace{nsMount, nsPID, nsIPC, nsUTS, nsCgroup},
+	Rlimits:    workerRlimits,
+	Network:    ConnectOnly,
+	Syscalls:   join(goRuntime, fileIO, socketIO, outbound),
+	Otherwise:  Refuse,
+	OOM:        200,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, and its log"},
+		{"sockets", "to the daemon, to QEMU's netdev, and listeners for published ports, made by the daemon"},
+		{"capture file", "appended to, when asked for"},
+	},
+}
+
+// Convert is the profile of one-shot readers of hostile files: imports, RAM images, disks at rest.
+var Convert = Profile{
+	Name:       "convert",
+	Namespaces: []Namespace{nsMount, nsPID, nsNet, nsIPC, nsUTS, nsCgroup},
+	Rlimits:    workerRlimits,
+	Syscalls:   join(goRuntime, fileIO),
+	Otherwise:  Refuse,
+	OOM:        500,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, its result, and its log"},
+		{"files", "the hostile one for reading, the result for writing"},
+	},
+}
+
+// Profiles are all profiles, by name.
+var Profiles = map[string]Profile{"qemu": Emulator, "guard": Guard, "gate": Gate, "convert": Convert}
+
+var workerRlimits = []Rlimit{
+	{"core", unix.RLIMIT_CORE, 0, "a core file is the guest's memory on the host's disk"},
+	{"nofile", unix.RLIMIT_NOFILE, 16384, "a flow or a connection is one; a flood ends here, not in the host's table"},
+	{"nproc", unix.RLIMIT_NPROC, 512, "threads: the Go runtime makes one per blocked disk request"},
+	{"memlock", unix.RLIMIT_MEMLOCK, 0, "it locks nothing"},
+	{"msgqueue", unix.RLIMIT_MSGQUEUE, 0, "it uses no POSIX queues"},
+}
+
+// SandboxArgs are QEMU's own system call filter, part of every command line.
+var SandboxArgs = []string{"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}
+
+func join(parts ...[]Rule) []Rule {
+	var all []Rule
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all
+}

@@ -1,0 +1,109 @@
+package jail
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// QEMU is one emulator process to be started. Its paths are the host's own: a bind shows at the same place in the jail,
+// unless Bind.Target says otherwise, which rules out the fallback to landlock alone.
+type QEMU struct {
+	Binary string     // an absolute path
+	Args   []string   // after argv[0]; SandboxArgs belong in it
+	Files  []*os.File // its descriptors 3, 4, …
+	Stdin  *os.File   // nil is /dev/null, here and below
+	Stdout *os.File
+	Stderr *os.File
+	Binds  []Bind // beside QEMU's own program, libraries and firmware: RAM file (Write), kernel, socket directory
+	KVM    bool   // show /dev/kvm
+	User   *User  // the machine's own, as root; must be able to open what Binds names
+	Group  *Group // nil: no cgroup limits
+}
+
+// StageCommand is the sub-command that main hands to Stage.
+const StageCommand = "jail-exec"
+
+// Start confines and executes QEMU. On return QEMU has been executed. It survives its parent.
+func (q QEMU) Start(ctx context.Context) (*Process, error) {
+	program, err := Program(q.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w: %w", ErrNotStarted, err)
+	}
+	binds := append(append([]Bind(nil), program.Binds...), q.Binds...)
+	binds = append(binds, devices(q.KVM)...)
+	s := spawn{
+		profile: Emulator,
+		argv:    []string{"vigia", StageCommand},
+		env:     []string{"GODEBUG=containermaxprocs=0", "GOMAXPROCS=1"},
+		files:   q.Files,
+		stdio:   [3]*os.File{q.Stdin, q.Stdout, q.Stderr},
+		group:   q.Group,
+		order: order{
+			User: q.User, Binds: binds, Links: program.Links,
+			Args: append([]string{program.Path}, q.Args...),
+			Env:  []string{"LC_ALL=C", "TZ=UTC"},
+		},
+	}
+	for _, b := range binds {
+		s.needRoot = s.needRoot || b.target() != b.Source
+	}
+	return s.start(ctx)
+}
+
+// devices are the nodes of /dev in QEMU's root.
+func devices(kvm bool) []Bind {
+	d := []Bind{
+		{Source: "/dev/null", Device: true, Reason: "closed standard input"},
+		{Source: "/dev/urandom", Device: true, Reason: "the guest's random numbers"},
+	}
+	if kvm {
+		d = append(d, Bind{Source: "/dev/kvm", Device: true, Reason: "hardware virtualisation"})
+	}
+	return d
+}
+
+// Stage is the main of "vigia jail-exec": it confines itself as ordered and becomes QEMU. It returns only when that
+// failed, which the daemon has then been told.
+func Stage() error {
+	runtime.LockOSThread() // what is dropped below belongs to this thread, and it is the one that executes QEMU
+	o, answer, err := receive()
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	if err := o.become(answer); err != nil {
+		return tell(answer, report{}, err)
+	}
+	return nil
+}
+
+func (o order) become(answer *os.File) error {
+	p, err := o.profile()
+	if err != nil {
+		return err
+	}
+	if len(o.Args) == 0 {
+		return fmt.Errorf("the order names no program")
+	}
+	measures, err := o.carryOut(p, threads{})
+	if err != nil {
+		return err
+	}
+	if err := tell(answer, report{Measures: measures}, nil); err != nil {
+		return err
+	}
+	if err := closeBeyond(o.beyond); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	return fmt.Errorf("execute %s: %w", o.Args[0], syscall.Exec(o.Args[0], o.Args, o.Env))
+}
+
+// closeBeyond marks every descriptor from first on to be closed by execve.
+func closeBeyond(first int) error {
+	return unix.CloseRange(uint(first), ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vigia/internal/jail"
+)
+
+// Emulated is what came of a real QEMU.
+type Emulated struct {
+	Measures    []jail.Measure
+	Observation jail.Observation
+	Greeting    string
+	Answers     []string
+	Exit        string
+	Log         string
+	StartMs     float64 // until QEMU was executed
+	ReadyMs     float64 // until QMP greeted
+}
+
+// emulate starts a real QEMU, speaks QMP to it over an inherited socket, and looks at it: emulate BINARY UID RAMFILE.
+func emulate(args []string) error {
+	uid, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	theirs, ours := os.NewFile(uintptr(pair[0]), "qmp"), os.NewFile(uintptr(pair[1]), "qmp")
+	q := jail.QEMU{
+		Binary: args[0],
+		Args: append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-S", "-accel", "tcg", "-m", "64", "-M", "q35,memory-backend=ram",
+			"-object", "memory-backend-file,id=ram,size=64M,share=on,mem-path=" + args[2],
+			"-chardev", "socket,id=q,fd=3", "-mon", "chardev=q,mode=control",
+			"-device", "virtio-rng-pci", "-netdev", "hubport,hubid=0,id=n", "-device", "virtio-net-pci,netdev=n", "-device", "virtio-serial-pci"}, jail.SandboxArgs...),
+		Files:  []*os.File{theirs},
+		Binds:  []jail.Bind{{Source: args[2], Write: true, Reason: "the guest's memory"}},
+		Stderr: os.Stderr,
+	}
+	if uid >= 0 {
+		q.User = &jail.User{UID: uid, GID: uid}
+	}
+	began := time.Now()
+	p, err := q.Start(context.Background())
+	if err != nil {
+		return err
+	}
+	defer p.Kill()
+	e := Emulated{Measures: p.Measures, StartMs: time.Since(began).Seconds() * 1e3}
+	theirs.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return err
+	}
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	lines := bufio.NewReader(conn)
+	if e.Greeting, err = lines.ReadString('\n'); err != nil {
+		return fmt.Errorf("greeting: %w; qemu: %s", err, p.Exit())
+	}
+	e.ReadyMs = time.Since(began).Seconds() * 1e3
+	if e.Observation, err = jail.Observe(p.PID); err != nil {
+		return err
+	}
+	for _, cmd := range []string{"qmp_capabilities", "query-status", "quit"} {
+		fmt.Fprintf(conn, "{\"execute\":%q}\n", cmd)
+		answer, err := lines.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("%s: %w; qemu: %s", cmd, err, p.Exit())
+		}
+		e.Answers = append(e.Answers, answer)
+	}
+	e.Exit = p.Exit().String()
+	return say(e)
+}
