@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"vigia/internal/vm"
+	"vigia/internal/volume"
 )
 
 // rootLabel is the label of the root file system of every built image. The root is mounted by label, since the order
@@ -79,7 +81,7 @@ func (s *Store) build(ctx context.Context, t *temporary, r Recipe, progress Prog
 	if err := os.Remove(tarball); err != nil {
 		return manifest{}, err
 	}
-	if err := s.addLayer(ctx, t, raw, progress); err != nil {
+	if err := s.addLayer(ctx, t, raw, int64(r.diskSize()), progress); err != nil {
 		return manifest{}, err
 	}
 	m := manifest{Origin: "build", Recipe: r.Name, Digest: r.Digest(), Kernel: version, Root: "LABEL=" + rootLabel, Disk: r.diskSize()}
@@ -119,20 +121,25 @@ func (s *Store) addProfile(ctx context.Context, t *temporary) error {
 	return create(t.path(PartProfile), func(f *os.File) error { return s.opts.Worker.Profile(ctx, kernel, f) })
 }
 
-// addLayer turns a raw disk into the layer and deletes the raw disk.
-func (s *Store) addLayer(ctx context.Context, t *temporary, raw string, progress Progress) error {
+// addLayer turns a raw disk into the layer and deletes the raw disk. It copies bytes and looks into none.
+func (s *Store) addLayer(ctx context.Context, t *temporary, raw string, size int64, progress Progress) error {
 	src, err := os.Open(raw)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
+	defer context.AfterFunc(ctx, func() { src.Close() })() // what reads it then ends
 	err = create(t.path(PartDisk), func(f *os.File) error {
-		return writeLayer(ctx, f, src, func(done, total int64) {
+		_, err := volume.ImportRaw(f, src, size, func(done, total int64) {
 			if progress != nil {
 				progress("writing the disk layer", done, total)
 			}
 		})
+		return err
 	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -242,4 +249,8 @@ func sourceDate() int64 {
 		return n
 	}
 	return time.Now().UTC().Truncate(24 * time.Hour).Unix()
+}
+
+func joinWords(words ...string) string {
+	return strings.Join(strings.Fields(strings.Join(words, " ")), " ")
 }

@@ -3,7 +3,10 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+
+	"vigia/internal/kernel"
 )
 
 // Worker reads bytes that a stranger wrote: a disk to import, the file systems on it, a kernel. The daemon gives one
@@ -36,4 +39,17 @@ type Found struct{}
 func Sniff(*os.File) (Format, error)                  { return Format{}, errors.New("later") }
 func Inspect(*os.File) (Found, error)                 { return Found{}, errors.New("later") }
 func Extract(*os.File, Found, string, *os.File) error { return errors.New("later") }
-func Profile(kernel, dst *os.File) error              { return nil }
+
+// Profile reads a kernel file and writes its profile into the empty file dst.
+func Profile(src, dst *os.File) error {
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	p, err := kernel.Build(src, info.Size())
+	if err != nil {
+		return fmt.Errorf("reading the kernel: %w", err)
+	}
+	defer p.Close()
+	return p.Encode(dst)
+}
