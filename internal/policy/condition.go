@@ -33,8 +33,8 @@ type condition struct {
 	ast     *ast.AST
 }
 
-// base is what all conditions share: CEL's standard functions, the macros that only look (no map, no filter), and two
-// functions for addresses.
+// base is what all conditions share: CEL's standard functions, the macros that only look (no map, no filter), and three
+// functions for addresses and names.
 var base = sync.OnceValues(func() (*cel.Env, error) {
 	return cel.NewCustomEnv(
 		cel.StdLib(),
@@ -47,6 +47,8 @@ var base = sync.OnceValues(func() (*cel.Env, error) {
 			cel.UnaryBinding(func(v ref.Val) ref.Val { _, p := split(v); return types.Int(p) }))),
 		cel.Function("address", cel.Overload("address_string", []*cel.Type{cel.StringType}, cel.StringType,
 			cel.UnaryBinding(func(v ref.Val) ref.Val { a, _ := split(v); return types.String(a) }))),
+		cel.Function("domain", cel.Overload("domain_string", []*cel.Type{cel.StringType}, cel.StringType,
+			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.String(domain(v)) }))),
 	)
 })
 
@@ -62,6 +64,16 @@ func split(v ref.Val) (string, int) {
 		return s, 0
 	}
 	return host, int(n)
+}
+
+// domain is the last two labels of a DNS name.
+func domain(v ref.Val) string {
+	s, _ := v.Value().(string)
+	s = strings.ToLower(strings.TrimSuffix(s, "."))
+	if i := strings.LastIndexByte(s, '.'); i > 0 {
+		return s[strings.LastIndexByte(s[:i], '.')+1:]
+	}
+	return s
 }
 
 // celTypes are the types of one step's variables, by name and field.

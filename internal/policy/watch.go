@@ -47,7 +47,7 @@ func (r *reader) watched(m *mapping, rule *Rule) {
 		paths, mentioned := comparedPaths(s.when.ast)
 		rule.watch = append(rule.watch, paths...)
 		if mentioned && len(paths) == 0 && listed == nil {
-			r.fail(m.node, "which files must be watched can't be told from %q: compare event.path by ==, in, startsWith or endsWith, or list them under watch", s.when.text)
+			r.fail(m.node, "which files must be watched can't be told from %q: compare event.path by ==, in, startsWith, endsWith or contains, or list them under watch", s.when.text)
 		}
 	}
 	slices.Sort(rule.watch)
@@ -61,15 +61,38 @@ func validWatch(p string) bool {
 
 // comparedPaths walks a condition for comparisons of event.path with text; mentioned tells that event.path occurs.
 func comparedPaths(a *ast.AST) (paths []string, mentioned bool) {
-	ast.PostOrderVisit(a.Expr(), ast.NewExprVisitor(func(e ast.Expr) {
-		if isPath(e) {
-			mentioned = true
+	return pathsIn(a.Expr())
+}
+
+// pathsIn walks e. What stands under a negation names files that are not meant.
+func pathsIn(e ast.Expr) (paths []string, mentioned bool) {
+	if isPath(e) {
+		return nil, true
+	}
+	var below []ast.Expr
+	switch e.Kind() {
+	case ast.CallKind:
+		c := e.AsCall()
+		below = c.Args()
+		if c.IsMemberFunction() {
+			below = append([]ast.Expr{c.Target()}, below...)
 		}
-		if e.Kind() != ast.CallKind {
-			return
+		paths = callPaths(c)
+	case ast.ListKind:
+		below = e.AsList().Elements()
+	case ast.SelectKind:
+		below = []ast.Expr{e.AsSelect().Operand()}
+	case ast.ComprehensionKind:
+		c := e.AsComprehension()
+		below = []ast.Expr{c.IterRange(), c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()}
+	}
+	for _, b := range below {
+		p, m := pathsIn(b)
+		mentioned = mentioned || m
+		if e.Kind() != ast.CallKind || e.AsCall().FunctionName() != operators.LogicalNot {
+			paths = append(paths, p...)
 		}
-		paths = append(paths, callPaths(e.AsCall())...)
-	}))
+	}
 	return paths, mentioned
 }
 
@@ -96,6 +119,10 @@ func callPaths(c ast.CallExpr) []string {
 	case "endsWith":
 		if isPath(c.Target()) {
 			return affix(text(c.Args()[0]), "**", "")
+		}
+	case "contains":
+		if isPath(c.Target()) {
+			return affix(text(c.Args()[0]), "**", "**")
 		}
 	}
 	return nil
