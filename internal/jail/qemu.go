@@ -23,6 +23,7 @@ type QEMU struct {
 	KVM    bool   // show /dev/kvm
 	User   *User  // the machine's own, as root; must be able to open what Binds names
 	Group  *Group // nil: no cgroup limits
+	Tag    string // how Leftovers finds it after a crash of the daemon: "state/machine/qemu"
 }
 
 // StageCommand is the sub-command that main hands to Stage.
@@ -39,14 +40,14 @@ func (q QEMU) Start(ctx context.Context) (*Process, error) {
 	s := spawn{
 		profile: Emulator,
 		argv:    []string{"vigia", StageCommand},
-		env:     []string{"GODEBUG=containermaxprocs=0", "GOMAXPROCS=1"},
+		env:     []string{"GODEBUG=containermaxprocs=0", "GOMAXPROCS=1", tagVariable + "=" + q.Tag},
 		files:   q.Files,
 		stdio:   [3]*os.File{q.Stdin, q.Stdout, q.Stderr},
 		group:   q.Group,
 		order: order{
 			User: q.User, Binds: binds, Links: program.Links,
 			Args: append([]string{program.Path}, q.Args...),
-			Env:  []string{"LC_ALL=C", "TZ=UTC"},
+			Env:  []string{"LC_ALL=C", "TZ=UTC", tagVariable + "=" + q.Tag},
 		},
 	}
 	for _, b := range binds {

@@ -63,8 +63,8 @@ var goRuntime = []Rule{
 	allow(unix.SYS_EPOLL_CTL, "epoll_ctl", "the network poller"),
 	allow(unix.SYS_EVENTFD2, "eventfd2", "wakes the network poller"),
 	allow(unix.SYS_PIPE2, "pipe2", "the runtime and os.Pipe: both ends stay inside"),
-	allow(unix.SYS_FCNTL, "fcntl", "non-blocking mode and duplicates of held descriptors", Arg{Index: 1, OneOf: []uint32{
-		unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC, unix.F_GET_SEALS}}),
+	allow(unix.SYS_FCNTL, "fcntl", "non-blocking mode, duplicates and locks of held descriptors", Arg{Index: 1, OneOf: []uint32{
+		unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC, unix.F_GET_SEALS, unix.F_OFD_SETLK, unix.F_OFD_GETLK}}),
 	allow(unix.SYS_TIMER_CREATE, "timer_create", "the profiler"),
 	allow(unix.SYS_TIMER_SETTIME, "timer_settime", "the profiler"),
 	allow(unix.SYS_TIMER_DELETE, "timer_delete", "the profiler"),
@@ -113,7 +113,6 @@ var fileIO = []Rule{
 	allow(unix.SYS_COPY_FILE_RANGE, "copy_file_range", "io.Copy between files"),
 	allow(unix.SYS_SENDFILE, "sendfile", "io.Copy from a file"),
 	allow(unix.SYS_SPLICE, "splice", "io.Copy between sockets"),
-	allow(unix.SYS_FLOCK, "flock", "one writer for an overlay"),
 	allow(unix.SYS_MSYNC, "msync", "mapped files"),
 	allow(unix.SYS_MEMFD_CREATE, "memfd_create", "a buffer to hand over"),
 }
@@ -137,14 +136,14 @@ var socketIO = []Rule{
 	allow(unix.SYS_POLL, "poll", "waiting with a deadline"),
 }
 
-// outbound is what the gate adds: the guest's allowed flows out. It can't listen: published ports are handed over.
+// outbound is what the gate adds: the guest's allowed flows out. It can't bind or listen: published
+// ports are handed over.
 var outbound = []Rule{
-	allow(unix.SYS_SOCKET, "socket", "TCP and UDP over IPv4 and IPv6; no raw, packet, netlink or unix sockets",
+	allow(unix.SYS_SOCKET, "socket", "TCP, UDP and echo requests over IPv4 and IPv6; no raw, packet, netlink or unix sockets",
 		Arg{Index: 0, OneOf: []uint32{unix.AF_INET, unix.AF_INET6}},
 		Arg{Index: 1, Mask: sockTypeMask, OneOf: []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM}},
-		Arg{Index: 2, OneOf: []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}}),
+		Arg{Index: 2, OneOf: []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP}}),
 	allow(unix.SYS_CONNECT, "connect", "the guest's flows out, after the machine's rules allowed them"),
-	allow(unix.SYS_BIND, "bind", "the local end of a UDP flow; landlock refuses TCP where it can"),
 }
 
 // emulatorDenied is what QEMU must not do, above what its own sandbox takes away.

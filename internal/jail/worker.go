@@ -19,6 +19,7 @@ type Worker struct {
 	Stderr  *os.File
 	User    *User  // its own, as root
 	Group   *Group // nil: no cgroup limits
+	Tag     string // how Leftovers finds it after a crash of the daemon: "state/machine/guard"
 }
 
 // Start starts the worker and returns when it has confined itself by Confine, or has failed to. It survives its parent.
@@ -26,7 +27,7 @@ func (w Worker) Start(ctx context.Context) (*Process, error) {
 	s := spawn{
 		profile: w.Profile,
 		argv:    append([]string{"vigia"}, w.Args...),
-		env:     append([]string{"GODEBUG=containermaxprocs=0"}, w.Env...),
+		env:     append([]string{"GODEBUG=containermaxprocs=0", tagVariable + "=" + w.Tag}, w.Env...),
 		files:   w.Files,
 		stdio:   [3]*os.File{w.Stdin, w.Stdout, w.Stderr},
 		group:   w.Group,
