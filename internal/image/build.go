@@ -35,6 +35,7 @@ func (s *Store) Build(ctx context.Context, r Recipe, name string, progress Progr
 	if w := r.check(); w != nil {
 		return Image{}, fmt.Errorf("%w: %s: %w", ErrRecipe, r.Name, w)
 	}
+	progress = progress.throttled()
 	img, err := s.make(ctx, name, func(t *temporary) (manifest, error) {
 		return s.build(ctx, t, r, progress)
 	}, progress)

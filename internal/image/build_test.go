@@ -4,6 +4,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"vigia/internal/volume"
 )
 
 // TestBuildForReal runs mmdebstrap: too heavy for every run. VIGIA_BUILD_IMAGES names the store to build into, and
@@ -31,5 +33,25 @@ func TestBuildForReal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if raw := os.Getenv("VIGIA_BUILD_RAW"); raw != "" {
+		exportRaw(t, img, raw)
+	}
 	t.Logf("%6.1f %+v %s", time.Since(began).Seconds(), img.Info, img.Cmdline)
+}
+
+// exportRaw writes an image's disk as a raw file.
+func exportRaw(t *testing.T, img Image, name string) {
+	layers, err := img.OpenDisk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer layers[0].Close()
+	v, err := volume.Open(layers, nil, volume.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if err := create(name, func(f *os.File) error { return v.Export(f, nil) }); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -75,6 +75,25 @@ type Info struct {
 // Progress is told how a long operation goes on: the step in words, and how much of it is done where total is not 0.
 type Progress func(step string, done, total int64)
 
+// progressEvery is how often a step that goes on is reported again.
+const progressEvery = 100 * time.Millisecond
+
+// throttled passes on the beginning and the end of each step, and between them what is worth a look.
+func (p Progress) throttled() Progress {
+	if p == nil {
+		return nil
+	}
+	var last string
+	var at time.Time
+	return func(step string, done, total int64) {
+		if step == last && done != total && time.Since(at) < progressEvery {
+			return
+		}
+		last, at = step, time.Now()
+		p(step, done, total)
+	}
+}
+
 func (p Progress) step(s string) {
 	if p != nil {
 		p(s, 0, 0)

@@ -66,6 +66,14 @@ func (i *Image) OpenPart(name string) (*os.File, error) {
 	return f, nil
 }
 
+// Path is where a part lies, for those who bind it into another root; empty if the image has no such part.
+func (i *Image) Path(name string) string {
+	if _, ok := i.m.Parts[name]; !ok {
+		return ""
+	}
+	return filepath.Join(i.dir, name)
+}
+
 // OpenDisk opens the disk's layers, lowest first.
 func (i *Image) OpenDisk() ([]*os.File, error) {
 	f, err := i.OpenPart(PartDisk)

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -17,8 +16,8 @@ type Worker interface {
 	Sniff(ctx context.Context, disk *os.File) (Format, error)
 	// Inspect finds the root file system of a raw disk, and the kernel in its /boot.
 	Inspect(ctx context.Context, disk *os.File) (Found, error)
-	// Extract copies one file of the root file system that Inspect found.
-	Extract(ctx context.Context, disk *os.File, root Found, path string, dst *os.File) error
+	// Extract copies one file of a file system that Inspect found.
+	Extract(ctx context.Context, disk *os.File, at Place, path string, dst *os.File) error
 	// Profile reads a kernel and writes its profile.
 	Profile(ctx context.Context, kernel, dst *os.File) error
 }
@@ -28,17 +27,10 @@ type InProcess struct{}
 
 func (InProcess) Sniff(_ context.Context, disk *os.File) (Format, error)  { return Sniff(disk) }
 func (InProcess) Inspect(_ context.Context, disk *os.File) (Found, error) { return Inspect(disk) }
-func (InProcess) Extract(_ context.Context, disk *os.File, root Found, path string, dst *os.File) error {
-	return Extract(disk, root, path, dst)
+func (InProcess) Extract(_ context.Context, disk *os.File, at Place, path string, dst *os.File) error {
+	return Extract(disk, at, path, dst)
 }
 func (InProcess) Profile(_ context.Context, kernel, dst *os.File) error { return Profile(kernel, dst) }
-
-type Format struct{}
-type Found struct{}
-
-func Sniff(*os.File) (Format, error)                  { return Format{}, errors.New("later") }
-func Inspect(*os.File) (Found, error)                 { return Found{}, errors.New("later") }
-func Extract(*os.File, Found, string, *os.File) error { return errors.New("later") }
 
 // Profile reads a kernel file and writes its profile into the empty file dst.
 func Profile(src, dst *os.File) error {
