@@ -3,7 +3,7 @@ package volume
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
+	"net"
 	"sync"
 )
 
@@ -13,15 +13,16 @@ import (
 type session struct {
 	v      *Volume
 	agreed agreed
+	sock   *socket // nil where the connection is something else
 	in     inbox
 	out    outbox
 	slow   chan struct{} // a slot for each request that waits for the disk
 	wg     sync.WaitGroup
 }
 
-func newSession(c io.ReadWriter, v *Volume, a agreed) *session {
+func newSession(c net.Conn, v *Volume, a agreed) *session {
 	return &session{
-		v: v, agreed: a,
+		v: v, agreed: a, sock: newSocket(c),
 		in:   inbox{r: c, buf: make([]byte, readBufferSize)},
 		out:  outbox{w: c, buf: make([]byte, 0, readBufferSize)},
 		slow: make(chan struct{}, maxInFlight),

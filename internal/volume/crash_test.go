@@ -1,0 +1,307 @@
+package volume
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+)
+
+const crashDisk = 12<<20 + 512
+
+// stamped is a disk on which every write leaves its number in every sector, so that what is read after a crash tells
+// which write it came from. Number 0 is zeros, 1 the layer below.
+type stamped struct {
+	t       *testing.T
+	v       *Volume
+	f       *crashFile
+	r       *rand.Rand
+	history [crashDisk / sector][]stamp
+	flushed []flushed
+	next    uint32
+}
+
+type stamp struct {
+	number uint32
+	at     int // operations of the file when the write began
+}
+
+// flushed is a flush that came back: what was written before the file's operation began is durable from operation done on.
+type flushed struct {
+	before []int // length of each sector's history when the flush began
+	done   int
+}
+
+func stampSectors(first, n int64, number uint32) []byte {
+	p := make([]byte, n*sector)
+	if number == 0 {
+		return p
+	}
+	for i := range n {
+		for k := range int64(sector / 8) {
+			binary.LittleEndian.PutUint64(p[i*sector+8*k:], uint64(number)<<32|uint64(first+i))
+		}
+	}
+	return p
+}
+
+// newStamped makes a disk whose lower layer has something in every other chunk.
+func newStamped(t *testing.T, seed uint64) (*stamped, pages) {
+	s := &stamped{t: t, r: rand.New(rand.NewPCG(seed, 7)), next: 2}
+	base := newCrashFile(pages{}, 0)
+	raw := make([]byte, crashDisk)
+	for i := range s.history {
+		number := uint32(0)
+		if i/700%2 == 0 {
+			number = 1
+			copy(raw[i*sector:], stampSectors(int64(i), 1, 1))
+		}
+		s.history[i] = []stamp{{number, 0}}
+	}
+	id, err := importRaw(base, bytes.NewReader(raw), crashDisk, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := newCrashFile(pages{}, 0)
+	if err := create(over, CreateOptions{Size: crashDisk, Parent: id}); err != nil {
+		t.Fatal(err)
+	}
+	s.f = newCrashFile(over.now, over.size)
+	s.v, err = open([]file{base}, s.f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.record(0)
+	return s, base.now
+}
+
+func (s *stamped) span() (first, n int64) {
+	total := int64(len(s.history))
+	first = s.r.Int64N(total)
+	switch s.r.IntN(4) {
+	case 0:
+		n = 1 + s.r.Int64N(8)
+	case 1:
+		first, n = first/8*8, 8
+	case 2:
+		first, n = first/8*8, 8*(1+s.r.Int64N(16))
+	default:
+		n = 1 + s.r.Int64N(300)
+	}
+	return first, min(n, total-first)
+}
+
+func (s *stamped) put(first, n int64, number uint32, do func() error) {
+	at := s.f.done()
+	for i := first; i < first+n; i++ {
+		s.history[i] = append(s.history[i], stamp{number, at})
+	}
+	if err := do(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *stamped) write() {
+	first, n := s.span()
+	number := s.next
+	s.next++
+	s.put(first, n, number, func() error {
+		_, err := s.v.WriteAt(stampSectors(first, n, number), first*sector)
+		return err
+	})
+}
+
+func (s *stamped) zero() {
+	first, n := s.span()
+	s.put(first, n, 0, func() error { return s.v.WriteZeroes(first*sector, n*sector, s.r.IntN(3) == 0) })
+}
+
+func (s *stamped) trim() {
+	first, n := s.span()
+	from, to := (first+7)/8*8, (first+n)/8*8
+	if first+n == int64(len(s.history)) {
+		to = first + n
+	}
+	s.put(from, max(0, to-from), 0, func() error { return s.v.Trim(first*sector, n*sector) })
+}
+
+func (s *stamped) lengths() []int {
+	before := make([]int, len(s.history))
+	for i := range before {
+		before[i] = len(s.history[i])
+	}
+	return before
+}
+
+func (s *stamped) record(done int) {
+	s.flushed = append(s.flushed, flushed{s.lengths(), done})
+}
+
+// flush flushes, and in one case of three other writes happen while it waits for the disk.
+func (s *stamped) flush() {
+	before := s.lengths()
+	s.f.onSync = nil
+	if s.r.IntN(3) == 0 {
+		s.f.onSync = func() { s.change() }
+	}
+	if err := s.v.Flush(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.f.onSync = nil
+	s.flushed = append(s.flushed, flushed{before, s.f.done()})
+}
+
+func (s *stamped) change() {
+	switch s.r.IntN(8) {
+	case 0:
+		s.trim()
+	case 1:
+		s.zero()
+	default:
+		s.write()
+	}
+}
+
+// verify reads a disk found after a crash at operation k.
+func (s *stamped) verify(v *Volume, k int) error {
+	var last flushed
+	for _, f := range s.flushed {
+		if f.done <= k {
+			last = f
+		}
+	}
+	p := make([]byte, crashDisk)
+	if _, err := v.ReadAt(p, 0); err != nil {
+		return err
+	}
+	for i, h := range s.history {
+		got := binary.LittleEndian.Uint64(p[i*sector:])
+		number := uint32(got >> 32)
+		if string(p[i*sector:(i+1)*sector]) != string(stampSectors(int64(i), 1, number)) {
+			return fmt.Errorf("sector %d is torn", i)
+		}
+		ok := false
+		for j := last.before[i] - 1; j < len(h) && h[j].at < k; j++ {
+			ok = ok || h[j].number == number
+		}
+		if !ok {
+			return fmt.Errorf("sector %d holds write %d, flushed was %d", i, number, h[last.before[i]-1].number)
+		}
+	}
+	return nil
+}
+
+// crashAt plays a crash after k operations, with or without loss of what was not synced.
+func (s *stamped) crashAt(base pages, baseSize int64, k int, tear *rand.Rand) error {
+	disk := s.f.after(k, tear)
+	rep, err := Check(disk, s.f.size)
+	if err != nil || !rep.Sound() {
+		return errors.Join(err, fmt.Errorf("check: %v", rep.Damage))
+	}
+	lower, f := newCrashFile(base, baseSize), newCrashFile(disk, s.f.size)
+	v, err := open([]file{lower}, f, Options{})
+	if errors.Is(err, ErrFrozen) {
+		v, err = open([]file{lower, f}, nil, Options{})
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.verify(v, k); err != nil {
+		return err
+	}
+	return s.goOn(v, f, lower)
+}
+
+// goOn makes sure that what was found can be worked with: a write, a flush, and everything as before after another kill.
+func (s *stamped) goOn(v *Volume, f, lower *crashFile) error {
+	if v.ReadOnly() {
+		return nil
+	}
+	before, after := make([]byte, crashDisk), make([]byte, crashDisk)
+	mark := pattern(BlockSize, 9)
+	if _, err := v.WriteAt(mark, 5*BlockSize); err != nil {
+		return err
+	}
+	v.ReadAt(before, 0)
+	if err := v.Flush(); err != nil {
+		return err
+	}
+	again, err := open([]file{lower}, newCrashFile(f.after(f.done(), rand.New(rand.NewPCG(1, 1))), f.size), Options{})
+	if err != nil {
+		return fmt.Errorf("opened, written, flushed, then: %w", err)
+	}
+	again.ReadAt(after, 0)
+	if string(before) != string(after) {
+		return errors.New("a flush after the crash did not hold")
+	}
+	return nil
+}
+
+// crashPoints is how many crashes are played: VIGIA_SOAK=2000 for a night.
+func crashPoints() int {
+	if n, err := strconv.Atoi(os.Getenv("VIGIA_SOAK")); err == nil {
+		return n
+	}
+	return 240
+}
+
+func TestPowerCut(t *testing.T) {
+	points := crashPoints()
+	runs := 1 + points/400
+	for run := range runs {
+		t.Run(strconv.Itoa(run), func(t *testing.T) {
+			t.Parallel()
+			powerCut(t, uint64(run), points/runs)
+		})
+	}
+}
+
+// folds is when maps and headers were written, so that half of the crashes can fall there.
+func (s *stamped) folds() (at []int) {
+	g := geometryOf(crashDisk)
+	for i, o := range s.f.ops {
+		if !o.sync && (o.off < g.logOff || o.off >= g.mapOff[0] && o.off < g.dataOff) {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+func powerCut(t *testing.T, seed uint64, points int) {
+	s, base := newStamped(t, seed)
+	baseSize := geometryOf(crashDisk).fileSize(crashDisk)
+	for range 420 {
+		for range s.r.IntN(4) {
+			s.change()
+		}
+		s.flush()
+	}
+	if s.v.Stats().Checkpoints == 0 {
+		t.Fatal("the log was never folded: the test does not test it")
+	}
+	for range 5 {
+		s.change()
+	}
+	if _, err := s.v.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	s.record(s.f.done())
+	folds := s.folds()
+	for i := range points {
+		k := 1 + s.r.IntN(len(s.f.ops))
+		if i%2 == 0 {
+			k = min(folds[s.r.IntN(len(folds))]+s.r.IntN(4), len(s.f.ops))
+		}
+		tear := rand.New(rand.NewPCG(seed, uint64(i)))
+		if i%5 == 0 {
+			tear = nil
+		}
+		if err := s.crashAt(base, baseSize, k, tear); err != nil {
+			t.Fatalf("seed %d, crash %d after operation %d of %d: %v", seed, i, k, len(s.f.ops), err)
+		}
+	}
+}
