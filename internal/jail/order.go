@@ -130,10 +130,8 @@ func (o order) dropPrivileges(t threads) ([]Measure, error) {
 			return nil, err
 		}
 		user = in("own user", o.User.String())
-	case os.Getuid() == 0 && !o.Walled:
-		user = out("own user", errors.New("it runs as root, without capabilities, since no user was given"))
 	case os.Getuid() == 0:
-		user = out("own user", errors.New("it runs as user 0 without capabilities, since no user was given"))
+		user = out("own user", errors.New("it is user 0, without capabilities: no user was given, or it may not be taken"))
 	default:
 		user = out("own user", errors.New("vigia does not run as root: its namespaces part it from the caller's other processes"))
 	}

@@ -56,6 +56,27 @@ func (q QEMU) Start(ctx context.Context) (*Process, error) {
 	return s.start(ctx)
 }
 
+// Probe confines a throwaway process as QEMU would be and returns what came in force on this host. A group given is used
+// and left to the caller.
+func Probe(ctx context.Context, user *User, group *Group) ([]Measure, error) {
+	s := spawn{
+		profile: Emulator,
+		argv:    []string{"vigia", StageCommand},
+		env:     []string{"GODEBUG=containermaxprocs=0", "GOMAXPROCS=1"},
+		group:   group,
+		order:   order{User: user, Binds: devices(false)},
+	}
+	p, err := s.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	if exit := p.Exit(); exit.Code != 0 || exit.Signal != 0 {
+		return nil, fmt.Errorf("the trial process: %s", exit)
+	}
+	return p.Measures, nil
+}
+
 // devices are the nodes of /dev in QEMU's root.
 func devices(kvm bool) []Bind {
 	d := []Bind{
@@ -68,8 +89,8 @@ func devices(kvm bool) []Bind {
 	return d
 }
 
-// Stage is the main of "vigia jail-exec": it confines itself as ordered and becomes QEMU. It returns only when that
-// failed, which the daemon has then been told.
+// Stage is the main of "vigia jail-exec": it confines itself as ordered and becomes QEMU. It returns an error when that
+// failed, which the daemon has then been told, and nil when the order was only to try.
 func Stage() error {
 	runtime.LockOSThread() // what is dropped below belongs to this thread, and it is the one that executes QEMU
 	o, answer, err := receive()
@@ -88,14 +109,11 @@ func (o order) become(answer *os.File) error {
 	if err != nil {
 		return err
 	}
-	if len(o.Args) == 0 {
-		return fmt.Errorf("the order names no program")
-	}
 	measures, err := o.carryOut(p, threads{})
 	if err != nil {
 		return err
 	}
-	if err := tell(answer, report{Measures: measures}, nil); err != nil {
+	if err := tell(answer, report{Measures: measures}, nil); err != nil || len(o.Args) == 0 {
 		return err
 	}
 	if err := closeBeyond(o.beyond); err != nil {

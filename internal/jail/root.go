@@ -68,7 +68,7 @@ type held struct {
 // a mount namespace of its own and CAP_SYS_ADMIN in it, and works on the whole process.
 func newRoot(binds []Bind, links map[string]string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+		return refused(fmt.Errorf("make mounts private: %w", err))
 	}
 	mounts, err := takeHold(binds)
 	defer func() {
@@ -81,7 +81,7 @@ func newRoot(binds []Bind, links map[string]string) error {
 	}
 	root, err := emptyTree()
 	if err != nil {
-		return err
+		return refused(err)
 	}
 	defer unix.Close(root)
 	for target, dest := range links {
@@ -94,7 +94,7 @@ func newRoot(binds []Bind, links map[string]string) error {
 			return fmt.Errorf("bind %s: %w", m.target(), err)
 		}
 	}
-	return changeRoot(root)
+	return refused(changeRoot(root))
 }
 
 func takeHold(binds []Bind) ([]held, error) {
@@ -124,12 +124,12 @@ func (b Bind) takeHold() (held, error) {
 	}
 	var err error
 	if m.fd, err = unix.OpenTree(unix.AT_FDCWD, b.Source, flags); err != nil {
-		return held{}, err
+		return held{}, refused(err)
 	}
 	attr := unix.MountAttr{Attr_set: b.attributes()}
 	if err := unix.MountSetattr(m.fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		unix.Close(m.fd)
-		return held{}, fmt.Errorf("restrict the mount: %w", err)
+		return held{}, refused(fmt.Errorf("restrict the mount: %w", err))
 	}
 	return m, nil
 }

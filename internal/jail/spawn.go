@@ -167,6 +167,9 @@ func (s *spawn) fork(p plan, orderRead, reportWrite *os.File) (*Process, error) 
 		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
 		sys.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP} // over the coming execve, for its first steps
 	}
+	if err := closeBeyond(3); err != nil { // of this process's own, none is to be inherited by accident
+		return nil, err
+	}
 	child, err := os.StartProcess("/proc/self/exe", s.argv, &os.ProcAttr{Dir: "/", Env: env, Files: files, Sys: sys})
 	if err != nil {
 		return nil, refused(fmt.Errorf("clone into %s: %w", p.name, err))
@@ -193,6 +196,9 @@ func (s *spawn) settle(proc *Process, p plan, orderWrite, reportRead *os.File) (
 	}
 	o := s.order
 	o.Profile, o.Walled = s.profile.Name, p.walled
+	if p.user || !capable(unix.CAP_SETUID) {
+		o.User = nil // one user is all a user namespace has; the child says so
+	}
 	if err := json.NewEncoder(orderWrite).Encode(o); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return nil, fmt.Errorf("give the order: %w", err)
 	}

@@ -148,8 +148,7 @@ var outbound = []Rule{
 
 // emulatorDenied is what QEMU must not do, above what its own sandbox takes away.
 var emulatorDenied = []Rule{
-	{Call: unix.SYS_SOCKET, Name: "socket", Do: Refuse, Reason: "unix sockets only: its disk's and its network's ends",
-		When: []Arg{{Index: 0, OneOf: []uint32{unix.AF_UNIX}, Unless: true}}},
+	denyUnless(unix.SYS_SOCKET, "socket", "unix sockets only: its disk's and its network's ends", Arg{Index: 0, OneOf: []uint32{unix.AF_UNIX}}),
 	{Call: unix.SYS_CLONE, Name: "clone", Do: Refuse, Reason: "no namespaces", When: []Arg{{Index: 0, Mask: unix.CLONE_NEWUSER, OneOf: []uint32{unix.CLONE_NEWUSER}}}},
 	{Call: unix.SYS_CLONE, Name: "clone", Do: Refuse, Reason: "threads only, no processes", When: []Arg{{Index: 0, Mask: unix.CLONE_THREAD, OneOf: []uint32{0}}}},
 	{Call: unix.SYS_CLONE3, Name: "clone3", Do: Absent, Reason: "its flags lie in memory, where a filter can't look; glibc falls back to clone"},
@@ -162,6 +161,16 @@ var emulatorDenied = []Rule{
 	deny(unix.SYS_PROCESS_VM_READV, "process_vm_readv", "no other's memory"),
 	deny(unix.SYS_PROCESS_VM_WRITEV, "process_vm_writev", "no other's memory"),
 	deny(unix.SYS_PROCESS_MADVISE, "process_madvise", "no other's memory"),
+	deny(unix.SYS_KILL, "kill", "no other process; raise and pthread_kill are tgkill"),
+	deny(unix.SYS_TKILL, "tkill", "same"),
+	deny(unix.SYS_RT_SIGQUEUEINFO, "rt_sigqueueinfo", "same"),
+	deny(unix.SYS_PIDFD_SEND_SIGNAL, "pidfd_send_signal", "same"),
+	denyUnless(unix.SYS_TGKILL, "tgkill", "its own threads only", Arg{Index: 0, OneOf: []uint32{ownPID}}),
+	denyUnless(unix.SYS_RT_TGSIGQUEUEINFO, "rt_tgsigqueueinfo", "its own threads only", Arg{Index: 0, OneOf: []uint32{ownPID}}),
+	denyUnless(unix.SYS_PRLIMIT64, "prlimit64", "its own limits only", Arg{Index: 0, OneOf: []uint32{0, ownPID}}),
+	deny(unix.SYS_MOVE_PAGES, "move_pages", "no other's memory"),
+	deny(unix.SYS_MIGRATE_PAGES, "migrate_pages", "no other's memory"),
+	deny(unix.SYS_IOPRIO_SET, "ioprio_set", "no other's share of the disk"),
 	deny(unix.SYS_PIDFD_OPEN, "pidfd_open", "no other process"),
 	deny(unix.SYS_PIDFD_GETFD, "pidfd_getfd", "no other's descriptors"),
 	deny(unix.SYS_KCMP, "kcmp", "no other process"),
@@ -210,4 +219,9 @@ var emulatorDenied = []Rule{
 
 func deny(call uint32, name, reason string) Rule {
 	return Rule{Call: call, Name: name, Do: Refuse, Reason: reason}
+}
+
+func denyUnless(call uint32, name, reason string, a Arg) Rule {
+	a.Unless = true
+	return Rule{Call: call, Name: name, Do: Refuse, When: []Arg{a}, Reason: reason}
 }

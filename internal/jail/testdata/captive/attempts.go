@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -21,6 +20,12 @@ func attempt(name string) error {
 			met[n] = message(try())
 		}
 		return say(met)
+	}
+	if name == "eat" {
+		eat()
+	}
+	if name == "threads" {
+		threads()
 	}
 	if name == "live" {
 		return say(live())
@@ -118,9 +123,9 @@ var tries = map[string]func() error{
 	"connect to the host": abstractConnect,
 	"listen on TCP":       listenTCP,
 
-	"kill everything":  func() error { return unix.Kill(-1, 0) },
 	"kill parent":      func() error { return killParent() },
 	"sigqueue":         raw(unix.SYS_RT_SIGQUEUEINFO, 2, 0, 0),
+	"limit parent":     limitParent,
 	"pidfd_open":       raw(unix.SYS_PIDFD_OPEN, 1, 0),
 	"sched other":      raw(unix.SYS_SCHED_SETAFFINITY, 2, 8, uintptr(unsafe.Pointer(&mask))),
 	"raise nofile":     raw(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&huge)), 0),
@@ -206,6 +211,13 @@ func killParent() error {
 	return unix.ESRCH
 }
 
+func limitParent() error {
+	if pp := os.Getppid(); pp > 0 {
+		return raw(unix.SYS_PRLIMIT64, uintptr(pp), unix.RLIMIT_NOFILE, 0, uintptr(unsafe.Pointer(&huge)))()
+	}
+	return unix.ESRCH
+}
+
 func raiseCapability() error {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	d := [2]unix.CapUserData{{Effective: 1 << unix.CAP_SYS_ADMIN, Permitted: 1 << unix.CAP_SYS_ADMIN}}
@@ -250,6 +262,32 @@ func tooManyDescriptors() error {
 	return nil
 }
 
+// eat takes memory until it is stopped.
+func eat() {
+	var all [][]byte
+	for range 1024 {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		all = append(all, b)
+	}
+	say(len(all))
+}
+
+// threads makes threads until it is stopped; the runtime dies of the first that it does not get.
+func threads() {
+	for range 2000 {
+		go func() {
+			runtime.LockOSThread()
+			select {}
+		}()
+		runtime.Gosched()
+	}
+	time.Sleep(200 * time.Millisecond)
+	say("through")
+}
+
 // live is the honest work that must go on: threads, goroutines, garbage collection, time, pipes.
 func live() string {
 	done := make(chan int)
@@ -277,5 +315,5 @@ func live() string {
 	if time.Now().Year() < 2020 {
 		return "no clock"
 	}
-	return strings.Repeat("alive", 1)
+	return "alive"
 }

@@ -8,22 +8,31 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"vigia/internal/jail"
 )
 
 // Outcome is what came of one confined process.
 type Outcome struct {
-	Error    string          `json:"error,omitempty"` // it did not start
-	Measures []jail.Measure  `json:"measures,omitempty"`
-	Said     json.RawMessage `json:"said,omitempty"`
-	Exit     string          `json:"exit,omitempty"`
-	Log      string          `json:"log,omitempty"`
+	Error    string            `json:"error,omitempty"` // it did not start
+	Measures []jail.Measure    `json:"measures,omitempty"`
+	Compared []jail.Measure    `json:"compared,omitempty"`
+	Seen     *jail.Observation `json:"seen,omitempty"`
+	Said     json.RawMessage   `json:"said,omitempty"`
+	Exit     string            `json:"exit,omitempty"`
+	Log      string            `json:"log,omitempty"`
 }
 
-// drive starts the attempts named, each in a process of its own under the profile, as the user given.
-// drive PROFILE UID ATTEMPT…
+// drive starts the attempts named, each in a process of its own under the profile, as the user given. A refusal is a
+// feature that the host is to lack: "namespaces" or "mounts".
+// drive PROFILE UID REFUSAL ATTEMPT…
 func drive(args []string) error {
+	if err := refuse(args[2]); err != nil {
+		return fmt.Errorf("refuse %s: %w", args[2], err)
+	}
 	uid, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
@@ -33,7 +42,7 @@ func drive(args []string) error {
 		user = &jail.User{UID: uid, GID: uid}
 	}
 	outcomes := map[string]Outcome{}
-	for _, a := range args[2:] {
+	for _, a := range args[3:] {
 		outcomes[a] = one(args[0], user, a)
 	}
 	return say(outcomes)
@@ -45,6 +54,14 @@ func one(profile string, user *jail.User, attempt string) Outcome {
 	proc, err := start(profile, user, attempt, outWrite, errWrite)
 	outWrite.Close()
 	errWrite.Close()
+	if err == nil && attempt == "sleep" {
+		seen, oerr := jail.Observe(proc.PID)
+		proc.Kill()
+		if oerr != nil {
+			return Outcome{Error: oerr.Error()}
+		}
+		return Outcome{Measures: proc.Measures, Seen: &seen, Compared: jail.Profiles[profile].Compare(seen), Exit: proc.Exit().String()}
+	}
 	logged := make(chan []byte)
 	go func() {
 		b, _ := io.ReadAll(errRead)
@@ -78,4 +95,41 @@ func start(profile string, user *jail.User, attempt string, out, log *os.File) (
 		return nil, fmt.Errorf("no profile %q", profile)
 	}
 	return jail.Worker{Profile: p, Args: []string{"worker", profile, attempt}, User: user, Stdout: out, Stderr: log}.Start(ctx)
+}
+
+// refuse makes this process and all it starts live on a lesser host.
+func refuse(feature string) error {
+	refusal := jail.Refuse
+	var rules []jail.Rule
+	switch feature {
+	case "":
+		return nil
+	case "namespaces":
+		rules = []jail.Rule{{Call: unix.SYS_CLONE, Do: refusal, When: []jail.Arg{{Index: 0, Mask: unix.CLONE_NEWNS, OneOf: []uint32{unix.CLONE_NEWNS}}}}}
+	case "mounts":
+		rules = []jail.Rule{{Call: unix.SYS_MOUNT, Do: refusal}, {Call: unix.SYS_FSOPEN, Do: refusal}}
+	case "landlock":
+		rules = []jail.Rule{{Call: unix.SYS_LANDLOCK_CREATE_RULESET, Do: jail.Absent}}
+	case "everything":
+		rules = []jail.Rule{{Call: unix.SYS_LANDLOCK_CREATE_RULESET, Do: jail.Absent}, {Call: unix.SYS_MOUNT, Do: refusal}}
+	default:
+		return fmt.Errorf("no such feature")
+	}
+	prog, err := jail.Compile(rules, jail.Allow)
+	if err != nil {
+		return err
+	}
+	filter := make([]unix.SockFilter, len(prog))
+	for i, p := range prog {
+		filter[i] = unix.SockFilter{Code: p.Op, Jt: p.Jt, Jf: p.Jf, K: p.K}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC,
+		uintptr(unsafe.Pointer(&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

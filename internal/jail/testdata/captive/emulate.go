@@ -18,10 +18,10 @@ import (
 type Emulated struct {
 	Measures    []jail.Measure
 	Observation jail.Observation
+	Compared    []jail.Measure
 	Greeting    string
 	Answers     []string
 	Exit        string
-	Log         string
 	StartMs     float64 // until QEMU was executed
 	ReadyMs     float64 // until QMP greeted
 }
@@ -71,6 +71,7 @@ func emulate(args []string) error {
 	if e.Observation, err = jail.Observe(p.PID); err != nil {
 		return err
 	}
+	e.Compared = jail.Emulator.Compare(e.Observation)
 	for _, cmd := range []string{"qmp_capabilities", "query-status", "quit"} {
 		fmt.Fprintf(conn, "{\"execute\":%q}\n", cmd)
 		answer, err := lines.ReadString('\n')

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 
 	"vigia/internal/jail"
 )
@@ -28,6 +29,9 @@ func run(args []string) error {
 		return drive(args[1:])
 	case "emulate":
 		return emulate(args[1:])
+	case "rogue": // a worker that does not confine itself
+		time.Sleep(time.Minute)
+		return nil
 	case "worker": // worker PROFILE ATTEMPT
 		if _, err := jail.Confine(jail.Profiles[args[1]]); err != nil {
 			return err
