@@ -184,8 +184,8 @@ func (s *stamped) verify(v *Volume, k int) error {
 		if string(p[i*sector:(i+1)*sector]) != string(stampSectors(int64(i), 1, number)) {
 			return fmt.Errorf("sector %d is torn", i)
 		}
-		ok := false
-		for j := last.before[i] - 1; j < len(h) && h[j].at < k; j++ {
+		ok := h[last.before[i]-1].number == number
+		for j := last.before[i]; j < len(h) && h[j].at < k; j++ {
 			ok = ok || h[j].number == number
 		}
 		if !ok {
