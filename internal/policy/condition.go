@@ -265,12 +265,20 @@ type celProblem struct {
 func plainly(message string) string {
 	message = strings.ReplaceAll(message, "undeclared reference to", "unknown name")
 	message = strings.ReplaceAll(message, " (in container '')", "")
+	message, _, _ = strings.Cut(message, " expecting {")
 	if field, ok := strings.CutPrefix(message, "undefined field '"); ok {
 		field, _, _ = strings.Cut(field, "'")
-		return fmt.Sprintf("unknown field %q", field)
+		return unknownField + field
+	}
+	if op, ok := strings.CutPrefix(message, "found no matching overload for '"); ok {
+		op, args, _ := strings.Cut(op, "' applied to '")
+		return fmt.Sprintf("%s does not go with %s", strings.Trim(op, "_"), strings.TrimSuffix(args, "'"))
 	}
 	return message
 }
+
+// unknownField begins the reason where a name after a dot is not known.
+const unknownField = "unknown field "
 
 var (
 	eventObject = types.NewObjectType(eventType)

@@ -16,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"vigia/internal/event"
 )
@@ -25,7 +26,7 @@ const (
 	MaxFile    = 256 << 10
 	maxRules   = 256
 	maxSteps   = 8
-	maxAtLeast = 10_000
+	maxAtLeast = 1000
 )
 
 // Defaults: how long the same rule is quiet on a machine after an alert where it does not say (a sequence: its
@@ -73,7 +74,7 @@ func Parse(name string, data []byte, responses []string) ([]Rule, error) {
 		}
 		rule := r.rule(doc.Body, responses)
 		if i := slices.IndexFunc(rules, func(o Rule) bool { return o.ID == rule.ID && o.ID != "" }); i >= 0 {
-			r.fail(doc.Body, "rule %q is there twice: first in line %d", rule.ID, rules[i].Line)
+			r.failAt(token.Position{Line: rule.Line, Column: 1}, "rule %q is there twice: first in line %d", rule.ID, rules[i].Line)
 		}
 		rules = append(rules, rule)
 	}
@@ -276,14 +277,14 @@ func (r *reader) step(m *mapping, before []step) step {
 		return s
 	}
 	if v := m.vals["when"]; v != nil {
-		s.when = r.condition(env, v, "when", s.kinds, types.BoolType)
+		s.when = r.condition(env, v, "when", &s, before, types.BoolType)
 	}
 	r.hold(m, &s)
 	if v := m.vals["count"]; v != nil {
 		if s.hold > 0 {
 			r.fail(m.at["count"], "a step has either for or count")
 		}
-		s.count = r.count(env, v, s.kinds)
+		s.count = r.count(env, v, &s, before)
 	}
 	return s
 }
@@ -349,7 +350,7 @@ func (r *reader) hold(m *mapping, s *step) {
 	}
 }
 
-func (r *reader) count(env *cel.Env, n ast.Node, kinds []event.Kind) *count {
+func (r *reader) count(env *cel.Env, n ast.Node, s *step, before []step) *count {
 	m, ok := r.mapping(n, "count", "at_least", "within", "by", "distinct", "weight")
 	if !ok {
 		return nil
@@ -367,13 +368,13 @@ func (r *reader) count(env *cel.Env, n ast.Node, kinds []event.Kind) *count {
 	}
 	scalar := []*types.Type{types.StringType, types.IntType}
 	if v := m.vals["by"]; v != nil {
-		c.by = r.condition(env, v, "by", kinds, scalar...)
+		c.by = r.condition(env, v, "by", s, before, scalar...)
 	}
 	if v := m.vals["distinct"]; v != nil {
-		c.distinct = r.condition(env, v, "distinct", kinds, scalar...)
+		c.distinct = r.condition(env, v, "distinct", s, before, scalar...)
 	}
 	if v := m.vals["weight"]; v != nil {
-		c.weight = r.condition(env, v, "weight", kinds, types.IntType)
+		c.weight = r.condition(env, v, "weight", s, before, types.IntType)
 		if c.distinct != nil {
 			r.fail(m.at["weight"], "count has either distinct or weight")
 		}
@@ -381,33 +382,62 @@ func (r *reader) count(env *cel.Env, n ast.Node, kinds []event.Kind) *count {
 	return c
 }
 
-func (r *reader) condition(env *cel.Env, n ast.Node, what string, kinds []event.Kind, want ...*types.Type) *condition {
+func (r *reader) condition(env *cel.Env, n ast.Node, what string, s *step, before []step, want ...*types.Type) *condition {
 	text, ok := r.text(n, what)
 	if !ok {
 		return nil
 	}
 	c, problems := compile(env, text, want...)
 	for _, p := range problems {
-		if field, ok := strings.CutPrefix(p.reason, "unknown field "); ok {
-			p.reason = unknownField(strings.Trim(field, `"`), kinds)
+		if field, ok := strings.CutPrefix(p.reason, unknownField); ok {
+			p.reason = explainField(field, operand(text, p), s, before)
 		}
 		r.failIn(n, p, what)
 	}
 	return c
 }
 
-// unknownField says what a kind has in place of a field it has not.
-func unknownField(field string, kinds []event.Kind) string {
-	var has []string
+// operand is what stands before the dot that a problem is at.
+func operand(text string, p celProblem) string {
+	lines := strings.Split(text, "\n")
+	if p.line < 1 || p.line > len(lines) || p.column > len(lines[p.line-1]) {
+		return ""
+	}
+	line := lines[p.line-1][:p.column]
+	return line[strings.LastIndexFunc(line, func(c rune) bool {
+		return c != '.' && c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z')
+	})+1:]
+}
+
+// explainField says what there is in place of an unknown field of an event or an unknown step.
+func explainField(field, of string, s *step, before []step) string {
+	kinds := s.kinds
+	if of == "steps" {
+		var names []string
+		for _, b := range before {
+			if b.name != "" {
+				names = append(names, b.name)
+			}
+		}
+		if len(names) == 0 {
+			return fmt.Sprintf("unknown step %q: no step before this one has a name", field)
+		}
+		return fmt.Sprintf("unknown step %q: named before are %s", field, strings.Join(names, ", "))
+	}
+	for _, b := range before {
+		if of == "steps."+b.name {
+			kinds = b.kinds
+		}
+	}
+	var has, names []string
 	for name := range eventFields(kinds) {
 		if _, ok := common[name]; !ok {
 			has = append(has, name)
 		}
 	}
 	slices.Sort(has)
-	names := make([]string, len(kinds))
-	for i, k := range kinds {
-		names[i] = string(k)
+	for _, k := range kinds {
+		names = append(names, string(k))
 	}
 	if len(kinds) > 1 {
 		return fmt.Sprintf("unknown field %q: %s have in common %s", field, strings.Join(names, " and "), strings.Join(has, ", "))

@@ -181,7 +181,7 @@ func (ss *stageState) stage(s *step) (stage, error) {
 		}
 		st.marks += len(g.Marks)
 	}
-	if st.marks > maxMarks+maxAtLeast {
+	if st.marks > maxMarks+1 {
 		return stage{}, errors.New("a count too large")
 	}
 	return st, nil

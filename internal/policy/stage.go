@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -48,8 +49,8 @@ func (st *stage) sample(s *step, ev *event.Event, holds bool) ([]string, bool) {
 
 // group is what a count remembers for one value of by.
 type group struct {
-	Marks []mark `json:"marks"`
-	Sum   int    `json:"sum"` // of the weights; not kept where values are counted
+	Marks []mark `json:"marks"` // by time; of one time, as they came
+	Sum   int    `json:"sum"`   // of their weights
 }
 
 // mark is one event of a count.
@@ -60,15 +61,7 @@ type mark struct {
 	Value  string    `json:"value,omitempty"`
 }
 
-func (g *group) latest() time.Time {
-	var t time.Time
-	for _, m := range g.Marks {
-		if m.Time.After(t) {
-			t = m.Time
-		}
-	}
-	return t
-}
+func (g *group) latest() time.Time { return g.Marks[len(g.Marks)-1].Time }
 
 // tally takes one event into a count.
 func (e *Engine) tally(c *count, st *stage, ev *event.Event, named map[string]*event.Event) ([]string, bool) {
@@ -80,6 +73,9 @@ func (e *Engine) tally(c *count, st *stage, ev *event.Event, named map[string]*e
 	st.marks -= len(g.Marks)
 	g.add(c, mark{Time: ev.Time, ID: ev.ID, Weight: weight, Value: value})
 	st.marks += len(g.Marks)
+	for st.marks > maxMarks && len(st.groups) > 1 {
+		e.dropGroup(c, st, by, ev.Time)
+	}
 	if c.distinct != nil && len(g.Marks) >= c.atLeast || c.distinct == nil && g.Sum >= c.atLeast {
 		return g.ids(), true
 	}
@@ -123,7 +119,7 @@ func scalar(v ref.Val) string {
 	return ""
 }
 
-// groupFor finds the group of a value, making room by dropping what is out of the window, then the longest unheard of.
+// groupFor finds the group of a value, making room where there are too many.
 func (e *Engine) groupFor(c *count, st *stage, by string, now time.Time) *group {
 	if g := st.groups[by]; g != nil {
 		return g
@@ -131,46 +127,53 @@ func (e *Engine) groupFor(c *count, st *stage, by string, now time.Time) *group 
 	if st.groups == nil {
 		st.groups = map[string]*group{}
 	}
-	for len(st.groups) >= maxGroups || len(st.groups) > 0 && st.marks >= maxMarks {
-		oldest, at := "", time.Time{}
-		for key, g := range st.groups {
-			if t := g.latest(); at.IsZero() || t.Before(at) || t.Equal(at) && key < oldest {
-				oldest, at = key, t
-			}
-		}
-		if now.Sub(at) <= c.within {
-			e.stats.Groups++
-		}
-		st.marks -= len(st.groups[oldest].Marks)
-		delete(st.groups, oldest)
+	for len(st.groups) >= maxGroups {
+		e.dropGroup(c, st, by, now)
 	}
 	g := &group{}
 	st.groups[by] = g
 	return g
 }
 
-// add puts a mark into the group, forgets what is out of the window, and no more than the count needs.
+// dropGroup lets go of the group that was longest unheard of, and is not the one of keep.
+func (e *Engine) dropGroup(c *count, st *stage, keep string, now time.Time) {
+	oldest, at := "", time.Time{}
+	for key, g := range st.groups {
+		if t := g.latest(); key != keep && (at.IsZero() || t.Before(at) || t.Equal(at) && key < oldest) {
+			oldest, at = key, t
+		}
+	}
+	if now.Sub(at) <= c.within {
+		e.stats.Groups++
+	}
+	st.marks -= len(st.groups[oldest].Marks)
+	delete(st.groups, oldest)
+}
+
+// add puts a mark into the group and forgets what is out of the window, and what the count needs no more. Of marks of
+// one value, where values are counted, it keeps the latest.
 func (g *group) add(c *count, m mark) {
-	kept := g.Marks[:0]
-	newest := m.Time
-	for _, o := range g.Marks {
-		if o.Time.After(newest) {
-			newest = o.Time
+	if c.distinct != nil {
+		if i := slices.IndexFunc(g.Marks, func(o mark) bool { return o.Value == m.Value }); i >= 0 {
+			if g.Marks[i].Time.After(m.Time) {
+				return
+			}
+			g.Sum -= g.Marks[i].Weight
+			g.Marks = slices.Delete(g.Marks, i, i+1)
 		}
 	}
-	for _, o := range append(g.Marks, m) {
-		if newest.Sub(o.Time) > c.within || c.distinct != nil && o.ID != m.ID && o.Value == m.Value {
-			continue
-		}
-		kept = append(kept, o)
+	at := len(g.Marks)
+	for at > 0 && g.Marks[at-1].Time.After(m.Time) {
+		at--
 	}
-	if len(kept) > c.atLeast {
-		kept = append(kept[:0], kept[len(kept)-c.atLeast:]...)
+	g.Marks = slices.Insert(g.Marks, at, m)
+	g.Sum += m.Weight
+	drop := 0
+	for len(g.Marks)-drop > c.atLeast || g.latest().Sub(g.Marks[drop].Time) > c.within {
+		g.Sum -= g.Marks[drop].Weight
+		drop++
 	}
-	g.Marks, g.Sum = kept, 0
-	for _, o := range kept {
-		g.Sum += o.Weight
-	}
+	g.Marks = slices.Delete(g.Marks, 0, drop)
 }
 
 // maxIDs is how many of a count's events a decision names: the latest.
