@@ -11,7 +11,8 @@ import (
 
 // Guest is a guest's memory, understood. Its methods may be called from several goroutines; they take turns.
 type Guest struct {
-	mem     Physical
+	mem     Physical // as given, for the search
+	meter   meter    // mem, for the views
 	profile *kernel.Profile
 	layout  *layout
 	link    linkAddrs
@@ -22,6 +23,12 @@ type Guest struct {
 	space *memory.Space // the kernel's own tables
 	user  *memory.Space // the tables of the process being read
 	clock uint64        // run-time address of the timekeeper, once found
+
+	modules *moduleLayout // of the other views, resolved when first asked for
+	files   *fileLayout
+	sockets *socketLayout
+
+	scratch [max(maxPath, maxCmdline)]byte // for text on its way to becoming a string
 }
 
 // Boot tells one life of a guest's kernel from the next.
@@ -46,7 +53,7 @@ const (
 // Attach finds the kernel of profile in mem. It returns ErrNotReady where it is not there, or not far enough in its
 // boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be read.
 func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
-	g := &Guest{mem: mem, profile: profile}
+	g := &Guest{mem: mem, meter: meter{mem, maxReads}, profile: profile}
 	var err error
 	if g.layout, err = newLayout(profile); err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
@@ -183,7 +190,7 @@ func (g *Guest) identify(phys uint64) Boot {
 // enter turns to a kernel's page tables, and reports whether they map it where it is thought to be.
 func (g *Guest) enter(b Boot) bool {
 	root := b.Phys + g.link.topPgt - g.link.text
-	g.space, g.user = memory.NewSpace(g.mem, root, b.Levels), memory.NewSpace(g.mem, root, b.Levels)
+	g.space, g.user = memory.NewSpace(&g.meter, root, b.Levels), memory.NewSpace(&g.meter, root, b.Levels)
 	for _, link := range []uint64{g.link.text, g.link.initTask} {
 		if pa, err := g.space.Translate(link + b.Slide); err != nil || pa != b.Phys+link-g.link.text {
 			return false

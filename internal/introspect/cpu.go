@@ -16,20 +16,14 @@ func (t *TaskTime) Comm() []byte { return untilNUL(t.comm[:]) }
 // CPU appends the CPU time of every process to list, and returns it. Passing the last sample's memory back
 // (list[:0]) it does not allocate. A process whose threads changed under every attempt is left out of this sample.
 func (g *Guest) CPU(list []TaskTime) ([]TaskTime, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.begin(); err != nil {
-		return list, err
-	}
 	keep := len(list)
-	err := steady(func() error {
+	err := g.view(func() error {
 		list = list[:keep]
 		return g.leaders(func(task uint64) error {
-			t := TaskTime{Task: task}
-			if err := g.taskTime(&t); err != nil {
-				return nil
+			list = append(list, TaskTime{Task: task}) // filled in place: it does not escape
+			if g.taskTime(&list[len(list)-1]) != nil {
+				list = list[:len(list)-1]
 			}
-			list = append(list, t)
 			return nil
 		})
 	})

@@ -33,8 +33,9 @@ func (g *Guest) image(p *Process, mm uint64) {
 // what comes before it is returned.
 func (g *Guest) cmdline(mm uint64) (line string, whole bool) {
 	l := &g.layout.mm
-	r := &reader{s: g.space}
+	r := reader{s: g.space}
 	pgd, start, end := r.u64(mm+l.pgd), r.u64(mm+l.argStart), r.u64(mm+l.argEnd)
+	envStart, envEnd := r.u64(mm+l.envStart), r.u64(mm+l.envEnd)
 	if r.err != nil {
 		return "", false
 	}
@@ -46,16 +47,35 @@ func (g *Guest) cmdline(mm uint64) (line string, whole bool) {
 		return "", false
 	}
 	g.user.Reset(root, g.boot.Levels)
-	var buf [maxCmdline]byte
-	args := buf[:min(end-start, maxCmdline)]
+	args, whole := g.arguments(start, end)
+	if !whole || envStart != end || envEnd < envStart || args[len(args)-1] == 0 {
+		return joined(args), whole
+	}
+	// No NUL at the end: the process wrote itself a title over its arguments, on into its environment, as one text
+	// (fs/proc/base.c: get_mm_proctitle).
+	args, whole = g.arguments(start, envEnd)
+	if title := untilNUL(args); len(title) < len(args) {
+		return joined(title), true
+	}
+	return joined(args), whole
+}
+
+// arguments reads a process's memory from start up to end, or as far as it is present.
+func (g *Guest) arguments(start, end uint64) (args []byte, whole bool) {
+	args = g.scratch[:min(end-start, maxCmdline)]
 	n, err := g.user.ReadSome(start, args)
-	args = bytes.TrimRight(args[:n], "\x00")
+	return args[:n], err == nil
+}
+
+// joined puts spaces where one argument ends and the next begins.
+func joined(args []byte) string {
+	args = bytes.TrimRight(args, "\x00")
 	for i, c := range args {
 		if c == 0 {
 			args[i] = ' '
 		}
 	}
-	return event.Text(args), err == nil
+	return event.Text(args)
 }
 
 func untilNUL(b []byte) []byte {

@@ -46,13 +46,16 @@ var (
 	ErrNotReady = errors.New("guest kernel not found in memory: it may still be booting")
 	// ErrTorn: a list changed under every attempt to read it, or is broken.
 	ErrTorn = errors.New("list in guest memory is torn")
+	// ErrEndless: memory asked for more reading than any real guest does; it is made up to keep the reader busy.
+	ErrEndless = errors.New("guest memory is made to be read for ever")
 )
 
 // Bounds of what is believed of a guest.
 const (
-	maxTasks    = 1 << 18 // on one list
-	maxAttempts = 8       // to read a list that changes
-	maxCmdline  = 4096    // bytes of arguments
+	maxReads    = 16 << 20 // of one view: a second or so. A hundred processes take some 5,000
+	maxNodes    = 1 << 16  // of one list
+	maxAttempts = 8        // to read a list that changes
+	maxCmdline  = 4096     // bytes of arguments
 	maxPath     = 4096
 	maxDepth    = 256 // elements of a path
 	maxMounts   = 64  // mount points on the way to the root

@@ -13,7 +13,7 @@ type layout struct {
 	signal struct{ threads, sumRuntime, sequence uint64 }
 	cred   struct{ uid, euid, suid, fsuid, gid, egid, sgid, fsgid uint64 }
 	pid    struct{ tasks uint64 }
-	mm     struct{ pgd, exe, argStart, argEnd uint64 }
+	mm     struct{ pgd, exe, argStart, argEnd, envStart, envEnd uint64 }
 	file   struct{ mnt, dentry uint64 }
 	dentry struct{ parent, name, nameLen, pprev uint64 }
 	mount  struct{ mnt, parent, mountpoint, root uint64 }
@@ -41,6 +41,14 @@ func (r *resolver) field(typ string, paths ...string) uint64 {
 		r.err = err
 	}
 	return 0
+}
+
+func (r *resolver) symbol(name string) uint64 {
+	addr, err := r.p.Symbol(name)
+	if err != nil && r.err == nil {
+		r.err = err
+	}
+	return addr
 }
 
 func (r *resolver) optional(typ, path string) uint64 {
@@ -80,6 +88,7 @@ func newLayout(p *kernel.Profile) (*layout, error) {
 	l.pid.tasks = r.field("pid", "tasks")
 	l.mm.pgd, l.mm.exe = r.field("mm_struct", "pgd"), r.field("mm_struct", "exe_file")
 	l.mm.argStart, l.mm.argEnd = r.field("mm_struct", "arg_start"), r.field("mm_struct", "arg_end")
+	l.mm.envStart, l.mm.envEnd = r.field("mm_struct", "env_start"), r.field("mm_struct", "env_end")
 	l.file.mnt, l.file.dentry = r.field("file", "f_path.mnt"), r.field("file", "f_path.dentry")
 	l.dentry.parent = r.field("dentry", "d_parent")
 	l.dentry.name, l.dentry.nameLen = r.field("dentry", "d_name.name"), r.field("dentry", "d_name.len")

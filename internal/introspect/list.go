@@ -10,7 +10,7 @@ import (
 // returns ErrTorn. visit may end the walk with an error.
 func (g *Guest) walk(head uint64, visit func(node uint64) error) error {
 	node := head
-	for range maxTasks {
+	for range maxNodes {
 		next, err := g.space.U64(node)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrTorn, err)
@@ -27,7 +27,7 @@ func (g *Guest) walk(head uint64, visit func(node uint64) error) error {
 		}
 		node = next
 	}
-	return fmt.Errorf("%w: more than %d elements", ErrTorn, maxTasks)
+	return fmt.Errorf("%w: more than %d elements", ErrTorn, maxNodes)
 }
 
 // steady repeats what a changing list spoils.
@@ -39,4 +39,35 @@ func steady(attempt func() error) error {
 		}
 	}
 	return err
+}
+
+// view runs one view: it makes sure of the kernel, repeats attempt while lists are torn, and keeps it all within
+// maxReads.
+func (g *Guest) view(attempt func() error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.meter.left = maxReads
+	if err := g.begin(); err != nil {
+		return err
+	}
+	err := steady(attempt)
+	if g.meter.left <= 0 {
+		return ErrEndless
+	}
+	return err
+}
+
+// meter bounds how much is read: lists can be forged so that each is long within its own bound, and each element
+// leads to another such list.
+type meter struct {
+	mem  Physical
+	left int
+}
+
+func (m *meter) ReadPhys(pa uint64, b []byte) error {
+	if m.left <= 0 {
+		return ErrEndless
+	}
+	m.left--
+	return m.mem.ReadPhys(pa, b)
 }

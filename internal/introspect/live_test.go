@@ -61,6 +61,27 @@ func TestLiveProcesses(t *testing.T) {
 	}
 }
 
+func TestLiveViews(t *testing.T) {
+	g, _, _ := live(t)
+	sys, err := g.System()
+	fmt.Printf("%+v %v\n", sys, err)
+	modules, err := g.Modules()
+	fmt.Println(len(modules), err)
+	for _, m := range modules {
+		fmt.Printf("%+v\n", m)
+	}
+	sockets, err := g.Sockets()
+	fmt.Println(len(sockets), err)
+	for _, s := range sockets {
+		fmt.Printf("%+v\n", s)
+	}
+	files, err := g.Files(0)
+	fmt.Println(len(files), err)
+	for _, f := range files {
+		fmt.Printf("%+v\n", f)
+	}
+}
+
 func BenchmarkLiveCPU(b *testing.B) {
 	g, _, _ := live(b)
 	var list []TaskTime

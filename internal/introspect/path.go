@@ -17,8 +17,7 @@ func (g *Guest) filePath(file uint64) (string, error) {
 	if r.err != nil || mnt == 0 || dentry == 0 {
 		return "", errPath
 	}
-	var buf [maxPath]byte
-	path, err := g.climb(buf[:], mnt, dentry)
+	path, err := g.climb(g.scratch[:maxPath], mnt, dentry)
 	if err != nil {
 		return "", err
 	}

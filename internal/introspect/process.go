@@ -49,18 +49,14 @@ const (
 
 // Processes lists the guest's processes, kernel threads too, in the order of the kernel's list: by age.
 func (g *Guest) Processes() ([]Process, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.begin(); err != nil {
-		return nil, err
-	}
-	var list []Process
-	offset, haveClock := g.realOffset()
-	err := steady(func() error {
+	list := make([]Process, 0, 64)
+	err := g.view(func() error {
 		list = list[:0]
+		offset, haveClock := g.realOffset()
 		return g.leaders(func(task uint64) error {
-			p := Process{Task: task}
-			if err := g.process(&p); err != nil {
+			list = append(list, Process{Task: task})
+			p := &list[len(list)-1]
+			if err := g.process(p); err != nil {
 				return err
 			}
 			if haveClock {
@@ -68,7 +64,6 @@ func (g *Guest) Processes() ([]Process, error) {
 			} else {
 				p.Unknown = append(p.Unknown, "start")
 			}
-			list = append(list, p)
 			return nil
 		})
 	})
@@ -121,9 +116,9 @@ func (g *Guest) process(p *Process) error {
 	p.StartTime = r.u64(p.Task + l.startTime)
 	p.StartSeconds = float64(r.u64(p.Task+l.startBoot)) / 1e9
 	p.Kernel = flags&flagKernelThread != 0
-	var comm [16]byte
-	r.bytes(p.Task+l.comm, comm[:])
-	p.Comm = event.Text(untilNUL(comm[:]))
+	comm := g.scratch[:16]
+	r.bytes(p.Task+l.comm, comm)
+	p.Comm = event.Text(untilNUL(comm))
 	parent := r.u64(p.Task + l.realParent)
 	cred := r.u64(p.Task + l.realCred)
 	mm := r.u64(p.Task + l.mm)

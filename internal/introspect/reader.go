@@ -26,6 +26,24 @@ func (r *reader) u32(va uint64) uint32 {
 	return v
 }
 
+func (r *reader) u16(va uint64) uint16 {
+	if r.err != nil {
+		return 0
+	}
+	var v uint16
+	v, r.err = r.s.U16(va)
+	return v
+}
+
+func (r *reader) u8(va uint64) uint8 {
+	if r.err != nil {
+		return 0
+	}
+	var v uint8
+	v, r.err = r.s.U8(va)
+	return v
+}
+
 func (r *reader) bytes(va uint64, b []byte) {
 	if r.err == nil {
 		r.err = r.s.Read(va, b)

@@ -10,7 +10,6 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
 )
 
@@ -110,12 +109,4 @@ func unpackZstd(b []byte, size int) ([]byte, error) {
 		err = fmt.Errorf("%d bytes where %d were promised", len(out), size)
 	}
 	return out, err
-}
-
-func unpackXZ(b []byte, size int64) ([]byte, error) {
-	r, err := xz.ReaderConfig{DictCap: maxPayload}.NewReader(bytes.NewReader(b))
-	if err != nil {
-		return nil, err
-	}
-	return drain(r, size)
 }

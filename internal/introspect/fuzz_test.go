@@ -1,0 +1,101 @@
+package introspect
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"vigia/internal/kernel"
+)
+
+// views runs every view, for those who do not care what it finds.
+func (g *Guest) views(t testing.TB, r *recorded) {
+	for name, view := range map[string]func() error{
+		"processes": func() error { _, err := g.Processes(); return err },
+		"cpu":       func() error { _, err := g.CPU(nil); return err },
+		"modules":   func() error { _, err := g.Modules(); return err },
+		"sockets":   func() error { _, err := g.Sockets(); return err },
+		"files":     func() error { _, err := g.Files(0); return err },
+		"system":    func() error { _, err := g.System(); return err },
+	} {
+		r.reads = 0
+		err := view()
+		if err != nil && !errors.Is(err, ErrTorn) && !errors.Is(err, ErrNotReady) && !errors.Is(err, ErrEndless) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if r.reads > 200_000 {
+			t.Errorf("%s: %d reads of memory with a few bits flipped", name, r.reads)
+		}
+	}
+}
+
+// sorted returns the addresses of the recorded lines in order, so that a number names the same bit each time.
+func (r *recorded) sorted() []uint64 {
+	var addrs []uint64
+	for at := range r.lines {
+		addrs = append(addrs, at)
+	}
+	slices.Sort(addrs)
+	return addrs
+}
+
+func (r *recorded) flip(addrs []uint64, n uint64) {
+	line := r.lines[addrs[n/(lineSize*8)%uint64(len(addrs))]]
+	line[n/8%lineSize] ^= 1 << (n % 8)
+}
+
+// TestFlippedBits flips bits of real memory, a few at a time: no view panics, hangs, or reads without end.
+func TestFlippedBits(t *testing.T) {
+	rounds := 1500
+	if testing.Short() {
+		rounds = 100
+	}
+	onRecordings(t, func(t *testing.T, r *recorded, p *kernel.Profile) {
+		g, addrs := attach(t, r, p), r.sorted()
+		rng := rand.New(rand.NewPCG(1, 2))
+		for range rounds {
+			bits := make([]uint64, 1+rng.IntN(6))
+			for i := range bits {
+				bits[i] = rng.Uint64()
+				r.flip(addrs, bits[i])
+			}
+			g.views(t, r)
+			for _, n := range bits {
+				r.flip(addrs, n)
+			}
+		}
+		if len(processes(t, g)) < 50 {
+			t.Error("the memory is not what it was")
+		}
+	})
+}
+
+// FuzzViews writes 8 bytes at up to 8 recorded places.
+func FuzzViews(f *testing.F) {
+	f.Add(uint8(0), uint64(77), uint64(0), uint64(12345), uint64(1))
+	f.Add(uint8(1), uint64(5000), ^uint64(0), uint64(9), uint64(0xffff888000000000))
+	type base struct {
+		r     *recorded
+		p     *kernel.Profile
+		addrs []uint64
+	}
+	var bases []base
+	for _, name := range recordings {
+		r, p := load(f, name)
+		bases = append(bases, base{r, p, r.sorted()})
+	}
+	f.Fuzz(func(t *testing.T, which uint8, at1, v1, at2, v2 uint64) {
+		b := bases[int(which)%len(bases)]
+		r := b.r.clone()
+		g, err := Attach(r, b.p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		place := func(n uint64) uint64 { return b.addrs[n/8%uint64(len(b.addrs))] + n%8*8 }
+		r.put(place(at1), v1)
+		r.put(place(at2), v2)
+		g.views(t, r)
+		_, _ = Attach(r, b.p)
+	})
+}

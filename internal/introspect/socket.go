@@ -1,0 +1,239 @@
+package introspect
+
+import (
+	"fmt"
+	"net/netip"
+
+	"vigia/internal/event"
+)
+
+// Socket is a socket that a process holds open.
+type Socket struct {
+	Protocol string `json:"protocol"` // tcp, udp, icmp, raw, unix, packet, netlink, …; tcp6 and so on over IPv6
+	Local    string `json:"local"`    // address:port, or the path of a unix socket, @ before an abstract one
+	Remote   string `json:"remote"`   // address:port; empty where there is none
+	State    string `json:"state"`    // TCP's states, listen, established, unconnected
+	PID      int64  `json:"pid"`
+	Comm     string `json:"comm"`
+	FD       int    `json:"fd"`
+	Inode    uint64 `json:"inode"`
+
+	Unknown []string `json:"unknown,omitempty"`
+}
+
+type socketLayout struct {
+	sk                                              uint64
+	family, state, num, dport, saddr, daddr         uint64
+	saddr6, daddr6, typ, protocol                   uint64
+	unixAddr, unixPeer, unixLen, unixName, backlink uint64
+}
+
+func (g *Guest) socketLayout() (*socketLayout, error) {
+	if g.sockets != nil {
+		return g.sockets, nil
+	}
+	r, l := &resolver{p: g.profile}, &socketLayout{}
+	l.sk, l.backlink = r.field("socket", "sk"), r.field("socket", "file")
+	l.family, l.state = r.field("sock", "__sk_common.skc_family"), r.field("sock", "__sk_common.skc_state")
+	l.num, l.dport = r.field("sock", "__sk_common.skc_num"), r.field("sock", "__sk_common.skc_dport")
+	l.saddr, l.daddr = r.field("sock", "__sk_common.skc_rcv_saddr"), r.field("sock", "__sk_common.skc_daddr")
+	l.saddr6, l.daddr6 = r.optional("sock", "__sk_common.skc_v6_rcv_saddr"), r.optional("sock", "__sk_common.skc_v6_daddr")
+	l.typ, l.protocol = r.field("sock", "sk_type"), r.field("sock", "sk_protocol")
+	// AF_UNIX may be a module: without it there are no such sockets either.
+	l.unixAddr, l.unixPeer = r.optional("unix_sock", "addr"), r.optional("unix_sock", "peer")
+	l.unixLen, l.unixName = r.optional("unix_address", "len"), r.optional("unix_address", "name")
+	if r.err != nil {
+		return nil, r.err
+	}
+	g.sockets = l
+	return l, nil
+}
+
+// Address families, protocols and types (socket.h, in.h, net.h).
+const (
+	familyUnix    = 1
+	familyIPv4    = 2
+	familyIPv6    = 10
+	familyNetlink = 16
+	familyPacket  = 17
+	familyVsock   = 40
+
+	protoICMP   = 1
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
+	protoMPTCP  = 262
+	sockRaw     = 3
+
+	stateListen      = 10
+	stateEstablished = 1
+	stateClose       = 7
+)
+
+var tcpStates = [...]string{"unknown", "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait", "last-ack", "listen", "closing", "new-syn-recv"}
+
+// Sockets lists the sockets that processes hold open, from their tables of files. A socket that several hold is listed
+// for each. What no process holds (TIME_WAIT, a closed connection's last packets) is not here.
+func (g *Guest) Sockets() ([]Socket, error) {
+	list := []Socket{}
+	err := g.view(func() error {
+		list = list[:0]
+		l, err := g.socketLayout()
+		if err != nil {
+			return err
+		}
+		return g.eachFile(0, func(f openFile) error {
+			if len(list) == maxFiles {
+				return fmt.Errorf("%w: more than %d sockets", ErrEndless, maxFiles)
+			}
+			if s, ok := g.socket(l, f); ok {
+				list = append(list, s)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// socket reads a file that is a socket: its inode says so, and the socket points back at the file.
+func (g *Guest) socket(l *socketLayout, f openFile) (Socket, bool) {
+	r := reader{s: g.space}
+	inode := r.u64(f.file + g.files.inode)
+	if mode := r.u16(inode + g.files.mode); r.err != nil || fileTypes[uint32(mode)>>12] != "socket" {
+		return Socket{}, false
+	}
+	sock := r.u64(f.file + g.files.private)
+	if back := r.u64(sock + l.backlink); r.err != nil || back != f.file {
+		return Socket{}, false // a socket's name in a file system, opened as a path
+	}
+	s := Socket{PID: f.pid, Comm: f.comm, FD: f.fd, Inode: r.u64(inode + g.files.number)}
+	sk := r.u64(sock + l.sk)
+	family, typ := r.u16(sk+l.family), r.u16(sk+l.typ)
+	protocol := r.u16(sk + l.protocol)
+	state := r.u8(sk + l.state)
+	if r.err != nil {
+		s.Unknown = []string{"protocol", "local", "remote", "state"}
+		return s, true
+	}
+	switch family {
+	case familyIPv4, familyIPv6:
+		g.inet(l, &s, sk, family == familyIPv6, typ, protocol, state)
+	case familyUnix:
+		g.unix(l, &s, sk, state)
+	case familyNetlink:
+		s.Protocol = "netlink"
+	case familyPacket:
+		s.Protocol = "packet"
+	case familyVsock:
+		s.Protocol = "vsock"
+	default:
+		s.Protocol = fmt.Sprintf("family-%d", family)
+	}
+	return s, true
+}
+
+func (g *Guest) inet(l *socketLayout, s *Socket, sk uint64, six bool, typ, protocol uint16, state uint8) {
+	switch {
+	case typ == sockRaw:
+		s.Protocol = "raw"
+	case protocol == protoTCP:
+		s.Protocol = "tcp"
+	case protocol == protoMPTCP:
+		s.Protocol = "mptcp"
+	case protocol == protoUDP:
+		s.Protocol = "udp"
+	case protocol == protoICMP || protocol == protoICMPv6:
+		s.Protocol = "icmp"
+	default:
+		s.Protocol = fmt.Sprintf("ip-%d-v", protocol)
+		if !six {
+			s.Protocol += "4"
+		}
+	}
+	if (protocol == protoTCP || protocol == protoMPTCP) && int(state) < len(tcpStates) {
+		s.State = tcpStates[state]
+	} else {
+		s.State = datagramState(state)
+	}
+	local, remote := l.saddr, l.daddr
+	size := 4
+	if six {
+		s.Protocol += "6" // tcp6, udp6, ip-132-v6
+		local, remote, size = l.saddr6, l.daddr6, 16
+	}
+	r := reader{s: g.space}
+	num, dport := r.u16(sk+l.num), r.u16(sk+l.dport)
+	from, to := g.scratch[:size], g.scratch[size:2*size]
+	r.bytes(sk+local, from)
+	r.bytes(sk+remote, to)
+	if r.err != nil || local == noField {
+		s.Unknown = append(s.Unknown, "local", "remote")
+		return
+	}
+	s.Local = endpoint(from, num)
+	if dport != 0 {
+		s.Remote = endpoint(to, dport<<8|dport>>8)
+	}
+}
+
+func endpoint(addr []byte, port uint16) string {
+	ip, _ := netip.AddrFromSlice(addr)
+	return netip.AddrPortFrom(ip, port).String()
+}
+
+func datagramState(state uint8) string {
+	switch state {
+	case stateEstablished:
+		return "established"
+	case stateListen:
+		return "listen"
+	case stateClose:
+		return "unconnected"
+	}
+	return "unknown"
+}
+
+// unix reads a unix socket's own name and its peer's.
+func (g *Guest) unix(l *socketLayout, s *Socket, sk uint64, state uint8) {
+	s.Protocol, s.State = "unix", datagramState(state)
+	if l.unixAddr == noField || l.unixPeer == noField || l.unixLen == noField || l.unixName == noField {
+		s.Unknown = append(s.Unknown, "local", "remote")
+		return
+	}
+	var err error
+	if s.Local, err = g.unixName(l, sk); err != nil {
+		s.Unknown = append(s.Unknown, "local")
+	}
+	peer, err := g.space.U64(sk + l.unixPeer)
+	if err == nil && peer != 0 {
+		s.Remote, err = g.unixName(l, peer)
+	}
+	if err != nil {
+		s.Unknown = append(s.Unknown, "remote")
+	}
+}
+
+// unixName reads struct unix_address: the length of a sockaddr_un, and that.
+func (g *Guest) unixName(l *socketLayout, sk uint64) (string, error) {
+	r := reader{s: g.space}
+	addr := r.u64(sk + l.unixAddr)
+	if r.err != nil || addr == 0 {
+		return "", r.err
+	}
+	n := int(r.u32(addr+l.unixLen)) - 2 // less the family
+	if r.err != nil || n <= 0 || n > 108 {
+		return "", r.err
+	}
+	path := g.scratch[:n]
+	r.bytes(addr+l.unixName+2, path)
+	if r.err != nil {
+		return "", r.err
+	}
+	if path[0] == 0 { // abstract: every byte counts
+		return "@" + event.Text(path[1:]), nil
+	}
+	return event.Text(untilNUL(path)), nil
+}

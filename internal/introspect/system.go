@@ -1,0 +1,85 @@
+package introspect
+
+import (
+	"bytes"
+	"time"
+
+	"vigia/internal/event"
+)
+
+// System is what the guest's kernel says of itself, and where it was found.
+type System struct {
+	Banner    string    `json:"banner"`
+	Version   string    `json:"version"`
+	Phys      uint64    `json:"physical_base"`  // of its text
+	Slide     uint64    `json:"virtual_slide"`  // KASLR; 0 without
+	Levels    int       `json:"paging_levels"`  // 4 or 5
+	Cmdline   string    `json:"command_line"`   // as given to it
+	Taint     uint64    `json:"taint"`          // the kernel's own mask
+	Uptime    float64   `json:"uptime_seconds"` // as of the guest's last tick
+	Time      time.Time `json:"time,omitzero"`  // the guest's clock, as of its last tick
+	Forks     uint64    `json:"total_forks"`
+	Processes int       `json:"processes"`
+
+	Unknown []string `json:"unknown,omitempty"`
+}
+
+// System reads the view of the kernel itself.
+func (g *Guest) System() (System, error) {
+	var s System
+	err := g.view(func() error {
+		s = System{
+			Banner: event.Text(bytes.TrimRight(g.profile.Banner(), "\n")), Version: g.profile.Version(),
+			Phys: g.boot.Phys, Slide: g.boot.Slide, Levels: g.boot.Levels,
+		}
+		g.system(&s)
+		return g.leaders(func(uint64) error { s.Processes++; return nil })
+	})
+	if err != nil {
+		return System{}, err
+	}
+	return s, nil
+}
+
+func (g *Guest) system(s *System) {
+	unknown := func(name string, err error) {
+		if err != nil {
+			s.Unknown = append(s.Unknown, name)
+		}
+	}
+	line, err := g.global("saved_command_line")
+	if err == nil {
+		var text []byte
+		text, err = g.space.CString(line, maxCmdline)
+		s.Cmdline = event.Text(text)
+	}
+	unknown("command_line", err)
+	s.Taint, err = g.global("tainted_mask")
+	unknown("taint", err)
+	s.Forks, err = g.global("total_forks")
+	unknown("total_forks", err)
+	if !g.now(s) {
+		s.Unknown = append(s.Unknown, "uptime_seconds", "time")
+	}
+}
+
+// global reads the 8 bytes at a symbol.
+func (g *Guest) global(name string) (uint64, error) {
+	addr, err := g.profile.Symbol(name)
+	if err != nil {
+		return 0, err
+	}
+	return g.space.U64(addr + g.boot.Slide)
+}
+
+// now reads the clock: xtime_sec is wall time, and wall_to_monotonic what it takes to get to the time since boot.
+func (g *Guest) now(s *System) bool {
+	sec, ok := g.wallSeconds()
+	offset, ok2 := g.realOffset()
+	if !ok || !ok2 || sec <= 0 {
+		return false
+	}
+	s.Time = time.Unix(sec, 0).UTC()
+	s.Uptime = max(0, float64(sec)-float64(offset)/1e9)
+	return true
+}
