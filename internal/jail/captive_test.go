@@ -16,8 +16,11 @@ var captive string
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == StageCommand { // started by a Start in this very process
-		fmt.Fprintln(os.Stderr, Stage())
-		os.Exit(1)
+		if err := Stage(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(runTests(m))
 }

@@ -57,6 +57,9 @@ func OpenTree(root, proc, dir string) (*Tree, error) {
 // hierarchy notes one line of /proc/self/cgroup. "0::/path" is version 2, at the root or in its unified directory.
 func (t *Tree) hierarchy(root, controllers, path string) {
 	if controllers == "" {
+		if filepath.Base(path) == daemonLeaf {
+			path = filepath.Dir(path)
+		}
 		for _, mount := range []string{root, filepath.Join(root, "unified")} {
 			dir := filepath.Join(mount, path)
 			raw, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
@@ -206,9 +209,13 @@ func enableIn(dir, controller string) error {
 	return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
 }
 
+// daemonLeaf is the group of the daemon itself, beside those of the machines: it stepped aside there, or systemd put it
+// there at once (DelegateSubgroup=daemon), as it must when machines have survived the last daemon.
+const daemonLeaf = "daemon"
+
 // stepAside moves this process into a leaf. It does not move others: where the group is not ours alone, limits stay off.
 func (t *Tree) stepAside(base string) error {
-	leaf := filepath.Join(base, t.dir+"-daemon")
+	leaf := filepath.Join(base, daemonLeaf)
 	if err := os.MkdirAll(leaf, 0o755); err != nil {
 		return err
 	}

@@ -134,7 +134,7 @@ func (w *walk) object(file, target string) error {
 	}
 	f, err := elf.Open(file)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s is not an ELF file: %w", file, err)
 	}
 	defer f.Close()
 	w.seen[target] = true

@@ -100,8 +100,12 @@ func (s *spawn) walls(p plan, missed error) []Measure {
 	if p.walled {
 		return []Measure{in("namespaces", list)}
 	}
-	return []Measure{out("namespaces", fmt.Errorf("the host refused (%w); paths are kept away by landlock alone", missed)),
+	measures := []Measure{out("namespaces", fmt.Errorf("the host refused (%w); paths are kept away by landlock alone", missed)),
 		out("empty root", errors.New("needs namespaces"))}
+	if s.profile.Name == Emulator.Name {
+		measures = append(measures, out("no unix sockets of others", errors.New("needs namespaces: it may connect to what its user may connect to by path")))
+	}
+	return measures
 }
 
 func (s *spawn) try(ctx context.Context, p plan) (*Process, []Measure, error) {

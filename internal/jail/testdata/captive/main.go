@@ -27,6 +27,8 @@ func run(args []string) error {
 		return jail.Stage()
 	case "drive":
 		return drive(args[1:])
+	case "leave":
+		return leave(args[1:])
 	case "emulate":
 		return emulate(args[1:])
 	case "rogue": // a worker that does not confine itself
