@@ -245,6 +245,12 @@ func (n *Network) finish(f *flow, why ending) {
 	}
 }
 
+// abandon takes out a flow that never came to be. It is not reported.
+func (n *Network) abandon(f *flow) {
+	f.end(endReset)
+	n.flows.remove(f)
+}
+
 // cut ends a flow now: both ends are closed before it returns.
 func (n *Network) cut(f *flow, why ending) bool {
 	first, cuts := f.end(why)

@@ -71,21 +71,20 @@ func (f *flow) sent(data []byte) {
 	f.send(data)
 }
 
-// openDatagram opens a datagram flow's socket; what comes in on it goes to deliver.
+// openDatagram begins a datagram flow and opens its socket; what comes in on it goes to deliver.
 func (n *Network) openDatagram(f *flow, network string, deliver func([]byte)) reason {
-	var conn net.Conn
-	f.send = func(b []byte) { conn.Write(b) }
+	if why := n.begin(f, false); why != allowed {
+		return why
+	}
 	conn, err := n.dialFor(f, network, dialTimeout)
 	if err != nil {
+		n.abandon(f)
 		if network == "ping4" {
 			return reasonNoPing
 		}
 		return reasonUnreachable
 	}
-	if why := n.begin(f, false); why != allowed {
-		conn.Close()
-		return why
-	}
+	f.send = func(b []byte) { conn.Write(b) }
 	if !f.onCut(func() { conn.Close() }) || !n.start(func() { n.readDatagrams(f, conn, deliver) }) {
 		conn.Close()
 		n.finish(f, endStopped)
