@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,29 +50,55 @@ type pendingEvent struct {
 // reader follows the events as they come.
 type reader struct {
 	events chan event.Event
-	behind bool // it was too slow, and was let go
+	since  int64 // when it began to follow, in nanoseconds since 1970
 }
 
-func newBus(source string, engine *policy.Engine, log *slog.Logger) *bus {
-	return &bus{source: source, now: time.Now, log: log, engine: engine, last: map[string]uint64{},
+func newBus(source string, log *slog.Logger) *bus {
+	return &bus{source: source, now: time.Now, log: log, engine: policy.NewEngine(nil), last: map[string]uint64{},
 		wake: make(chan struct{}, 1), readers: map[*reader]bool{}, decide: func(policy.Decision) {}}
 }
 
 // recall learns from the ledger's end which events of workers that still live are there already.
 func (b *bus) recall(ctx context.Context, l *ledger.Log) error {
+	return eachRecent(ctx, l, func(e event.Event) {
+		if source, seq, ok := event.SplitID(e.ID); ok {
+			b.last[source] = max(b.last[source], seq)
+		}
+	})
+}
+
+// rebuild puts rules in force, and lets them see the recent past from the ledger: a sequence that began before a
+// restart is not forgotten. It returns the decisions of the past for which no alert was told: the last daemon died
+// between the two.
+func (b *bus) rebuild(ctx context.Context, l *ledger.Log, rules []policy.Rule) ([]policy.Decision, error) {
+	engine := policy.NewEngine(rules)
+	var open []policy.Decision
+	err := eachRecent(ctx, l, func(e event.Event) {
+		open = append(open, engine.Event(e)...)
+		if e.Kind == event.PolicyAlert {
+			open = slices.DeleteFunc(open, func(d policy.Decision) bool {
+				return d.Machine == e.Machine && d.Rule == e.Fields["rule"]
+			})
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.engine = engine
+	return open, nil
+}
+
+// eachRecent gives the events at the ledger's end: more than any worker's outbox holds.
+func eachRecent(ctx context.Context, l *ledger.Log, f func(event.Event)) error {
 	entries, err := l.Tail(ctx, pendingMax)
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
-		var e struct {
-			ID string `json:"id"`
-		}
-		if json.Unmarshal(entry.Data, &e) != nil {
-			continue
-		}
-		if source, seq, ok := event.SplitID(e.ID); ok {
-			b.last[source] = max(b.last[source], seq)
+		if e, err := event.Unmarshal(entry.Data); err == nil { // an older version's event may be unknown to this one
+			f(e)
 		}
 	}
 	return nil
@@ -143,7 +170,6 @@ func (b *bus) take(e event.Event, ack func(uint64)) {
 		select {
 		case r.events <- e:
 		default:
-			r.behind = true
 			delete(b.readers, r)
 			close(r.events)
 		}
@@ -246,11 +272,22 @@ func (b *bus) settled() bool {
 
 // follow registers a reader; what it does not read in time ends it.
 func (b *bus) follow() *reader {
-	r := &reader{events: make(chan event.Event, readerMax)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	r := &reader{events: make(chan event.Event, readerMax), since: b.now().Add(-time.Hour).UnixNano()}
 	b.readers[r] = true
 	return r
+}
+
+// waiting are the entries that the ledger does not have yet.
+func (b *bus) waiting() [][]byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([][]byte, len(b.pending))
+	for i := range b.pending {
+		out[i] = b.pending[i].entry
+	}
+	return out
 }
 
 func (b *bus) unfollow(r *reader) {
@@ -260,11 +297,4 @@ func (b *bus) unfollow(r *reader) {
 		delete(b.readers, r)
 		close(r.events)
 	}
-}
-
-// setEngine puts other rules in force.
-func (b *bus) setEngine(e *policy.Engine) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.engine = e
 }

@@ -13,7 +13,7 @@ import (
 	"vigia/internal/event"
 	"vigia/internal/jail"
 	"vigia/internal/link"
-	"vigia/internal/machine"
+	qemu "vigia/internal/machine"
 	"vigia/internal/store"
 	"vigia/internal/vm"
 )
@@ -56,6 +56,7 @@ type machine struct {
 	qemu     *jail.Process
 	guard    *worker
 	gate     *worker
+	ram      *os.File      // the guest's memory, never looked at here: kept to be handed to a guard
 	ended    chan struct{} // closed once a run is over and put away
 	replaced []time.Time   // when workers of this run were replaced
 }
@@ -77,6 +78,19 @@ func (m *machine) user(process string) *jail.User {
 	sum := sha256.Sum256([]byte(m.id()))
 	uid := int(firstUID + binary.BigEndian.Uint32(sum[:])>>8*4 + uidOffset[process])
 	return &jail.User{UID: uid, GID: uid}
+}
+
+// tag marks a process of the machine, so that a later daemon finds it whatever happened.
+func (d *Daemon) tag(m *machine, process string) string {
+	return d.files.tag() + "/" + string(m.id()) + "/" + process
+}
+
+// convertUser is who reads hostile files at rest.
+func convertUser() *jail.User {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &jail.User{UID: firstUID - 1, GID: firstUID - 1}
 }
 
 // state is what a person is told.
@@ -287,7 +301,10 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	if m.qemu != nil {
 		m.qemu.Close()
 	}
-	m.qemu, m.guard, m.gate, m.asked = nil, nil, nil, vm.EndedNone
+	if m.ram != nil {
+		m.ram.Close()
+	}
+	m.qemu, m.guard, m.gate, m.ram, m.asked = nil, nil, nil, nil, vm.EndedNone
 	m.rec.Run, m.rec.Paused = nil, false
 	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
 	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU
@@ -311,8 +328,8 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 }
 
 // ending joins what QEMU said last with what was asked for and how the process ended.
-func (m *machine) ending(ctx context.Context, guard *worker, asked vm.Ended, exit jail.Exit) machine.Ending {
-	var e machine.Ending
+func (m *machine) ending(ctx context.Context, guard *worker, asked vm.Ended, exit jail.Exit) qemu.Ending {
+	var e qemu.Ending
 	if guard != nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
@@ -322,11 +339,11 @@ func (m *machine) ending(ctx context.Context, guard *worker, asked vm.Ended, exi
 	}
 	switch {
 	case asked == vm.EndedForced:
-		return machine.Ending{Ended: vm.EndedForced, Reason: "stopped by force"}
+		return qemu.Ending{Ended: vm.EndedForced, Reason: "stopped by force"}
 	case asked == vm.EndedStopped && e.Ended == vm.EndedPowerOff:
-		return machine.Ending{Ended: vm.EndedStopped, Reason: "stopped as asked"}
+		return qemu.Ending{Ended: vm.EndedStopped, Reason: "stopped as asked"}
 	case e.Ended == vm.EndedForced:
-		return machine.Ending{Ended: vm.EndedQEMU, Reason: "QEMU was told to end by something else than vigia: " + e.Reason}
+		return qemu.Ending{Ended: vm.EndedQEMU, Reason: "QEMU was told to end by something else than vigia: " + e.Reason}
 	case e.Ended != vm.EndedNone:
 		return e
 	}
@@ -334,7 +351,7 @@ func (m *machine) ending(ctx context.Context, guard *worker, asked vm.Ended, exi
 	if tail := m.d.qemuLogTail(m.id()); tail != "" {
 		reason += ": " + tail
 	}
-	return machine.Ending{Ended: vm.EndedQEMU, Reason: reason}
+	return qemu.Ending{Ended: vm.EndedQEMU, Reason: reason}
 }
 
 // drain waits a little until the workers' last events are here.

@@ -40,6 +40,9 @@ func newLayout(root string) layout {
 	return layout{root: root, ram: filepath.Join("/dev/shm", "vigia-"+strconv.Itoa(os.Getuid())+"-"+hex.EncodeToString(sum[:4]))}
 }
 
+// tag marks all processes and control groups of this state on the host.
+func (l layout) tag() string { return filepath.Base(l.ram) }
+
 func (l layout) path(parts ...string) string {
 	return filepath.Join(append([]string{l.root}, parts...)...)
 }
@@ -83,11 +86,11 @@ func (l layout) prepare() error {
 	}
 	probe.Close()
 	os.Remove(probe.Name())
-	var fsinfo syscall.Statfs_t
-	if err := syscall.Statfs(l.root, &fsinfo); err != nil {
+	room, err := freeBytes(l.root)
+	if err != nil {
 		return fmt.Errorf("state directory %s: %w", l.root, err)
 	}
-	if room := fsinfo.Bavail * uint64(fsinfo.Bsize); room < minRoom {
+	if room < minRoom {
 		return fmt.Errorf("state directory %s: only %d MiB free, %d MiB are needed: free some, or give another with --state DIR", l.root, room>>20, minRoom>>20)
 	}
 	return l.prepareRAM()
@@ -107,6 +110,24 @@ func (l layout) prepareRAM() error {
 		return fmt.Errorf("RAM directory %s is not this user's own: somebody else made it; remove it", l.ram)
 	}
 	return nil
+}
+
+// markRunning notes that a daemon runs, and reports whether the last one ended without saying so.
+func (l layout) markRunning() (unclean bool) {
+	_, err := os.Stat(l.path("running"))
+	os.WriteFile(l.path("running"), nil, 0o600)
+	return err == nil
+}
+
+func (l layout) markEnded() { os.Remove(l.path("running")) }
+
+// freeBytes is the room that is left to this user on a path's file system.
+func freeBytes(path string) (uint64, error) {
+	var fsinfo syscall.Statfs_t
+	if err := syscall.Statfs(path, &fsinfo); err != nil {
+		return 0, err
+	}
+	return fsinfo.Bavail * uint64(fsinfo.Bsize), nil
 }
 
 // bare takes the path out of an error whose message names it anyway.
@@ -151,3 +172,19 @@ func (d socketDir) dial(name string) (*net.UnixConn, error) {
 }
 
 func (d socketDir) close() { d.dir.Close() }
+
+// socketPair makes a connection of which the other end is given away.
+func socketPair() (ours net.Conn, theirs *os.File, err error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	f := os.NewFile(uintptr(fds[0]), "pair")
+	theirs = os.NewFile(uintptr(fds[1]), "pair")
+	defer f.Close()
+	if ours, err = net.FileConn(f); err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}

@@ -70,7 +70,7 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 	}
 	ctx, cancel := context.WithTimeout(ctx, workerStart)
 	defer cancel()
-	proc, err := jail.Worker{Profile: profile, Args: []string{name}, Files: []*os.File{control}, Stderr: log, Stdout: log,
+	proc, err := jail.Worker{Profile: profile, Tag: d.tag(m, name), Args: []string{name}, Files: []*os.File{control}, Stderr: log, Stdout: log,
 		User: m.user(name), Group: group}.Start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

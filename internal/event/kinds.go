@@ -68,6 +68,8 @@ const (
 
 	DiskRead    Kind = "disk.read"
 	DiskWrite   Kind = "disk.write"
+	DiskStalled Kind = "disk.stalled"
+	DiskResumed Kind = "disk.resumed"
 	FileChanged Kind = "file.changed"
 	FileOpened  Kind = "file.opened"
 
@@ -136,6 +138,8 @@ var Kinds = map[Kind]Schema{
 		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
 		{"bytes", Int, "bytes written"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched"},
 		{"pending", Bool, "the owner was not yet known when the blocks were written; it was bound at the journal's commit"}}},
+	DiskStalled: {"the host could not carry a disk request out: it is held, and tried again", []Field{{"reason", String, "the host's error, and what to do"}}},
+	DiskResumed: {"held disk requests go on", nil},
 	FileChanged: {"a watched file's directory entry or inode changed", []Field{{"path", String, "the file"}, {"inode", Int, ""}, {"change", String, "created, removed, renamed, modified, mode or owner"}, {"detail", String, ""}}},
 	FileOpened:  {"a watched file was opened", append([]Field{{"path", String, "the file"}, {"write", Bool, "for writing"}}, processFields...)},
 

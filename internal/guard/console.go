@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"vigia/internal/event"
@@ -123,35 +122,21 @@ func (c *console) emitLine(now time.Time) {
 	c.emit(event.ConsoleLine, fields)
 }
 
-// attach joins a person to the line and returns the socket that goes to them.
-func (c *console) attach() (*os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	theirs := os.NewFile(uintptr(fds[1]), "console")
-	file := os.NewFile(uintptr(fds[0]), "console")
-	ours, err := net.FileConn(file)
-	file.Close()
-	if err != nil {
-		theirs.Close()
-		return nil, err
-	}
-	a := &attachment{conn: ours, out: make(chan []byte, attachQueue)}
+// attach joins a person to the line. The connection is ended when the line is, or when they are too far behind.
+func (c *console) attach(conn net.Conn) error {
+	a := &attachment{conn: conn, out: make(chan []byte, attachQueue)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || len(c.attached) >= maxAttached {
-		ours.Close()
-		theirs.Close()
-		if c.closed {
-			return nil, errors.New("the serial line is closed: the machine does not run")
-		}
-		return nil, errors.New("eight consoles are attached already: detach one")
+	switch {
+	case c.closed:
+		return errors.New("the serial line is closed: the machine does not run")
+	case len(c.attached) >= maxAttached:
+		return errors.New("eight consoles are attached already: detach one")
 	}
 	c.attached[a] = true
 	go c.give(a)
 	go c.take(a)
-	return theirs, nil
+	return nil
 }
 
 func (c *console) give(a *attachment) {

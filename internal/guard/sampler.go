@@ -85,6 +85,8 @@ type sampler struct {
 	cpus    int
 	emit    func(event.Kind, event.Fields)
 	process func(period time.Duration) (busiest, bool) // the introspector's answer
+	// panicked looks for a kernel panic in guest memory: a guest without the panic device's driver only stops.
+	panicked func() bool
 
 	lastClock   time.Duration
 	lastTime    time.Time
@@ -99,6 +101,9 @@ func (s *sampler) run(ctx context.Context) {
 		select {
 		case now := <-tick.C:
 			s.sample(now)
+			if s.panicked() {
+				return
+			}
 		case <-ctx.Done():
 			return
 		}

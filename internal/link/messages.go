@@ -30,9 +30,10 @@ const (
 	CallQuit        = "quit"
 	CallEnding      = "ending" // → machine.Ending, once QEMU is gone
 	CallGuardStatus = "status" // → GuardStatus
+	CallRAM         = "ram"    // → the RAM file's descriptor, for a guard to come
 	CallProcesses   = "processes"
 	CallModules     = "modules"
-	CallConsole     = "console"  // → a connected socket: the serial line
+	CallConsole     = "console"  // with a connected socket, which becomes the serial line
 	CallExec        = "exec"     // Exec, with pipes for standard output and error → ExecResult
 	CallCopyIn      = "copy-in"  // Copy, with a pipe to read from → Copied
 	CallCopyOut     = "copy-out" // Copy, with a pipe to write to → Copied

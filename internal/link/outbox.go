@@ -46,6 +46,13 @@ func NewOutbox(machine string) *Outbox {
 // Source is the first part of the ids of this outbox's events.
 func (o *Outbox) Source() string { return o.source }
 
+// SetMachine names the machine of all events to come.
+func (o *Outbox) SetMachine(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.machine = name
+}
+
 // Emit puts an event in. It never blocks.
 func (o *Outbox) Emit(kind event.Kind, fields event.Fields) {
 	o.mu.Lock()

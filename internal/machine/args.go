@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vigia/internal/jail"
 	"vigia/internal/vm"
 )
 
@@ -32,9 +33,6 @@ type Paths struct {
 	Initrd string // empty: none
 	NBD    string // the disk's socket
 }
-
-// Sandbox is QEMU's own seccomp filter with everything denied that it can deny (qemu(1), -sandbox).
-const Sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 // Descriptors that QEMU inherits, listening sockets all. Agent is 0 where the machine has no guest channel.
 type Descriptors struct {
@@ -64,11 +62,11 @@ func Args(c Config) []string {
 		"-machine", "q35,memory-backend=ram,vmport=off,usb=off,graphics=off",
 		"-smp", strconv.Itoa(c.Spec.CPUs), "-m", "size=" + mem + "b",
 		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + comma(c.Paths.RAM) + ",share=on",
-		"-sandbox", Sandbox,
 		"-rtc", "base=utc",
 		"-action", "panic=shutdown,reboot=reset,shutdown=poweroff",
 		"-kernel", c.Paths.Kernel, "-append", c.Cmdline,
 	}
+	args = append(args, jail.SandboxArgs...)
 	if c.Paths.Initrd != "" {
 		args = append(args, "-initrd", c.Paths.Initrd)
 	}

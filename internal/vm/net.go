@@ -190,3 +190,33 @@ func (r *NetRule) parseFarEnd(s string) error {
 	r.Name = strings.ToLower(strings.TrimSuffix(host, "."))
 	return nil
 }
+
+// String writes the rule as ParseNetRule reads it.
+func (r NetRule) String() string {
+	words := []string{"deny", r.Direction}
+	if r.Allow {
+		words[0] = "allow"
+	}
+	if r.Protocol != "" {
+		words = append(words, r.Protocol)
+	}
+	far := "any"
+	switch {
+	case r.Name != "":
+		far = r.Name
+	case r.Prefix.IsValid() && r.Prefix.IsSingleIP():
+		far = r.Prefix.Addr().String()
+	case r.Prefix.IsValid():
+		far = r.Prefix.String()
+	}
+	if r.PortLow != 0 {
+		if strings.Contains(far, ":") {
+			far = "[" + far + "]"
+		}
+		far += ":" + strconv.Itoa(int(r.PortLow))
+		if r.PortHigh != r.PortLow {
+			far += "-" + strconv.Itoa(int(r.PortHigh))
+		}
+	}
+	return strings.Join(append(words, far), " ")
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"vigia/internal/cli"
+	vigiad "vigia/internal/daemon"
+	"vigia/internal/host"
+	"vigia/internal/jail"
+	"vigia/internal/ledger"
+	"vigia/internal/policy"
+	"vigia/internal/volume"
+)
+
+// local is what the command line can do without a daemon.
+func local() cli.Local {
+	return cli.Local{Version: version, Serve: serve, Doctor: doctor, PolicyCheck: policyCheck, PolicyTest: policyTest,
+		LedgerVerify: ledgerVerify, LedgerExport: ledgerExport, VolumeCheck: volumeCheck}
+}
+
+func serve(ctx context.Context, o cli.ServeOptions) error {
+	log := slog.New(slog.NewTextHandler(o.Err, nil))
+	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, Log: log, Ready: func() {
+		log.Info("vigia serves", "state", o.State, "pid", os.Getpid())
+		daemon.SdNotify(false, daemon.SdNotifyReady)
+	}})
+}
+
+// doctor asks the host what works, and tries the confinement for real.
+func doctor(ctx context.Context, state string, asJSON bool, w io.Writer) error {
+	h := host.Host{State: state, Try: tryWalls}
+	findings := h.Inspect(ctx)
+	if asJSON {
+		if err := printJSON(w, findings); err != nil {
+			return err
+		}
+	} else if err := findings.Write(w); err != nil {
+		return err
+	}
+	if findings.Worst() == host.Missing {
+		return cli.ErrFound
+	}
+	return nil
+}
+
+// tryWalls confines a throwaway guard for real and tells what came in force. It ends by itself: it gets no socket.
+func tryWalls(ctx context.Context) ([]host.Wall, error) {
+	p, err := jail.Worker{Profile: jail.Guard, Tag: "doctor", Args: []string{"guard"}}.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	p.Kill()
+	<-p.Done()
+	walls := make([]host.Wall, len(p.Measures))
+	for i, m := range p.Measures {
+		walls[i] = host.Wall(m)
+	}
+	return walls, nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func readRules(file string) ([]policy.Rule, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return policy.Parse(file, data, vigiad.Responses)
+}
+
+// policyCheck names every problem of every file; a rule that can't be used is a finding.
+func policyCheck(files []string, w io.Writer) error {
+	bad := false
+	for _, file := range files {
+		rules, err := readRules(file)
+		var problems policy.Problems
+		switch {
+		case errors.As(err, &problems):
+			bad = true
+			for _, p := range problems {
+				fmt.Fprintln(w, p)
+			}
+		case err != nil:
+			return err
+		default:
+			ids := make([]string, len(rules))
+			for i, r := range rules {
+				ids[i] = r.ID
+			}
+			fmt.Fprintf(w, "%s: %d rules are fine: %s\n", file, len(rules), strings.Join(ids, ", "))
+		}
+	}
+	if bad {
+		return cli.ErrFound
+	}
+	return nil
+}
+
+// policyTest runs the rules of a file over recorded events.
+func policyTest(file, events string, asJSON bool, w io.Writer) error {
+	rules, err := readRules(file)
+	if err != nil {
+		return err
+	}
+	in := os.Stdin
+	if events != "-" {
+		if in, err = os.Open(events); err != nil {
+			return err
+		}
+		defer in.Close()
+	}
+	decisions, err := policy.RunRecorded(rules, bufio.NewReader(in))
+	if err != nil {
+		return fmt.Errorf("%s: %w", events, err)
+	}
+	if asJSON {
+		if decisions == nil {
+			decisions = []policy.Decision{}
+		}
+		return printJSON(w, decisions)
+	}
+	for _, d := range decisions {
+		fmt.Fprintf(w, "%s  %s  %s  %s  respond: %s\n", d.Time.Format(time.RFC3339Nano), d.Machine, d.Severity, d.Rule, strings.Join(d.Respond, ", "))
+	}
+	fmt.Fprintf(w, "%d alerts\n", len(decisions))
+	return nil
+}
+
+// ledgerPlace is the directory and the key that the options name.
+func ledgerPlace(o cli.LedgerOptions) (dir, key string, err error) {
+	dir = o.Dir
+	if dir == "" {
+		dir = filepath.Join(o.State, "ledger")
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return "", "", fmt.Errorf("ledger %s: %w: give a state with --state, or a ledger with --dir", dir, errors.Unwrap(err))
+	}
+	if o.Key == "" {
+		key, err = ledger.ReadKey(dir)
+		return dir, key, err
+	}
+	text, err := os.ReadFile(o.Key)
+	return dir, strings.TrimSpace(string(text)), err
+}
+
+// ledgerVerify reads the whole ledger and checks every byte of it.
+func ledgerVerify(ctx context.Context, o cli.LedgerOptions, asJSON bool, w io.Writer) error {
+	dir, key, err := ledgerPlace(o)
+	if err != nil {
+		return err
+	}
+	report, err := ledger.Verify(ctx, dir, key, ledger.VerifyOptions{})
+	if err != nil {
+		if damaged(err) {
+			return fmt.Errorf("%w: ledger %s does not verify: %w", cli.ErrFound, dir, err)
+		}
+		return err
+	}
+	if asJSON {
+		return printJSON(w, report)
+	}
+	fmt.Fprintf(w, "ledger verified: %d entries, root %s, sealed %s, %d files, %d bytes\n",
+		report.Size, report.Root, report.Time.Format(time.RFC3339), report.Files, report.Bytes)
+	return nil
+}
+
+// damaged tells a ledger that was tampered with from one that can't be read.
+func damaged(err error) bool {
+	for _, e := range []error{ledger.ErrSignature, ledger.ErrCorrupt, ledger.ErrMissing, ledger.ErrUnexpected, ledger.ErrUnsealed, ledger.ErrRolledBack, ledger.ErrForked} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// ledgerExport writes the entries as JSON lines, each with its index, followed by the signed head.
+func ledgerExport(ctx context.Context, o cli.LedgerOptions, w io.Writer) error {
+	dir, _, err := ledgerPlace(o)
+	if err != nil {
+		return err
+	}
+	return ledger.Export(ctx, dir, w, 0, math.MaxUint64)
+}
+
+// volumeCheck reads a layer or overlay by the format's document alone. The target is a file, or a machine's or image's
+// directory name in the state.
+func volumeCheck(_ context.Context, state, target string, asJSON bool, w io.Writer) error {
+	f, err := openVolume(state, target)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	report, err := volume.Check(f, info.Size())
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", target, err)
+	}
+	if asJSON {
+		if err := printJSON(w, report); err != nil {
+			return err
+		}
+	} else {
+		printVolume(w, f.Name(), report)
+	}
+	if !report.Sound() {
+		return fmt.Errorf("%w: volume %s is damaged", cli.ErrFound, target)
+	}
+	return nil
+}
+
+func openVolume(state, target string) (*os.File, error) {
+	for _, path := range []string{target, filepath.Join(state, "machines", target, "overlay.vol"), filepath.Join(state, "images", target, "disk.layer")} {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return os.Open(path)
+		}
+	}
+	return nil, fmt.Errorf("volume %s: no such file, machine id or image id", target)
+}
+
+func printVolume(w io.Writer, name string, r volume.Report) {
+	kind := "overlay"
+	if r.Frozen {
+		kind = "frozen layer"
+	}
+	fmt.Fprintf(w, "%s: %s %s, %d bytes, %d blocks of data, %d of zeros, generation %d, %d records in the log\n",
+		name, kind, r.ID, r.Size, r.Data, r.Zero, r.Generation, r.Records)
+	for _, n := range r.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
+	}
+	for _, d := range r.Damage {
+		fmt.Fprintf(w, "damage: %s\n", d)
+	}
+	if r.Sound() {
+		fmt.Fprintln(w, "sound")
+	}
+}

@@ -1,0 +1,175 @@
+// Package convert is the one-shot worker that reads what a stranger wrote and is at rest: the format of a disk that is to
+// be imported, the file systems on it, a kernel. It is confined like a guard, has the files it is given and no others,
+// and lives as long as one question.
+//
+//	vigia convert sniff|inspect|profile          3: the hostile file, 4: the result (profile)
+//	vigia convert extract PLACE PATH             3: the disk, 4: the result
+//
+// The answer to sniff and inspect is JSON on standard output, at most MaxAnswer bytes.
+package convert
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"vigia/internal/event"
+	"vigia/internal/image"
+	"vigia/internal/jail"
+)
+
+// Command is the sub-command; MaxAnswer bounds what a worker may say, in bytes.
+const (
+	Command   = "convert"
+	MaxAnswer = 64 << 10
+)
+
+// Main is the worker: it confines itself before it touches the file.
+func Main(args []string) error {
+	if _, err := jail.Confine(jail.Convert); err != nil {
+		return err
+	}
+	answer, err := answer(args, os.NewFile(3, "input"), os.NewFile(4, "output"))
+	if err != nil {
+		answer = failure{Error: err.Error(), Kind: kindOf(err)}
+	}
+	return json.NewEncoder(os.Stdout).Encode(answer)
+}
+
+// failure is how an error crosses to the daemon: its text, and which of the sentinels it is.
+type failure struct {
+	Error string `json:"error"`
+	Kind  int    `json:"kind"`
+}
+
+// sentinels keep their place: their index crosses between processes of one version.
+var sentinels = []error{errors.New("unknown"), image.ErrFormat, image.ErrNoRoot, image.ErrNoKernel, image.ErrCorrupt}
+
+func kindOf(err error) int {
+	for i, s := range sentinels {
+		if errors.Is(err, s) {
+			return i
+		}
+	}
+	return 0
+}
+
+func answer(args []string, in, out *os.File) (any, error) {
+	if len(args) == 0 {
+		return nil, errors.New("no question")
+	}
+	switch args[0] {
+	case "sniff":
+		return image.Sniff(in)
+	case "inspect":
+		return image.Inspect(in)
+	case "profile":
+		return struct{}{}, image.Profile(in, out)
+	case "extract":
+		if len(args) != 3 {
+			return nil, errors.New("extract: want a place and a path")
+		}
+		var at image.Place
+		if err := json.Unmarshal([]byte(args[1]), &at); err != nil {
+			return nil, err
+		}
+		return struct{}{}, image.Extract(in, at, args[2], out)
+	}
+	return nil, fmt.Errorf("no such question: %q", args[0])
+}
+
+// Worker is image's Worker, in a confined process for each question.
+type Worker struct {
+	Tag  string     // how a crashed daemon's workers are found
+	User *jail.User // as root
+}
+
+// Sniff tells the format of a disk file.
+func (w Worker) Sniff(ctx context.Context, disk *os.File) (f image.Format, err error) {
+	err = w.ask(ctx, &f, []string{"sniff"}, disk)
+	return f, err
+}
+
+// Inspect finds the root file system of a raw disk, and the kernel in its /boot.
+func (w Worker) Inspect(ctx context.Context, disk *os.File) (f image.Found, err error) {
+	err = w.ask(ctx, &f, []string{"inspect"}, disk)
+	return f, err
+}
+
+// Extract copies one file of a file system on the disk.
+func (w Worker) Extract(ctx context.Context, disk *os.File, at image.Place, path string, dst *os.File) error {
+	place, err := json.Marshal(at)
+	if err != nil {
+		return err
+	}
+	return w.ask(ctx, nil, []string{"extract", string(place), path}, disk, dst)
+}
+
+// Profile reads a kernel and writes its profile.
+func (w Worker) Profile(ctx context.Context, kernel, dst *os.File) error {
+	return w.ask(ctx, nil, []string{"profile"}, kernel, dst)
+}
+
+// ask runs one worker to its end. A worker that was taken over can answer wrongly, but only about its own disk.
+func (w Worker) ask(ctx context.Context, out any, args []string, files ...*os.File) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	proc, err := jail.Worker{Profile: jail.Convert, Tag: w.Tag, Args: append([]string{Command}, args...), Files: files, Stdout: write, User: w.User}.Start(ctx)
+	write.Close()
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", args[0], err)
+	}
+	defer proc.Close()
+	stop := context.AfterFunc(ctx, func() { proc.Kill() })
+	defer stop()
+	text, err := io.ReadAll(io.LimitReader(read, MaxAnswer+1))
+	if err != nil || len(text) > MaxAnswer {
+		proc.Kill()
+	}
+	exit := proc.Exit()
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return err
+	case len(text) == 0:
+		return fmt.Errorf("the process that reads it ended without an answer (%s): the file may be made to harm its reader", exit)
+	}
+	return parse(text, out)
+}
+
+func parse(text []byte, out any) error {
+	if len(text) > MaxAnswer {
+		return fmt.Errorf("the process that reads it says more than %d bytes", MaxAnswer)
+	}
+	var f failure
+	if err := json.Unmarshal(text, &f); err != nil {
+		return fmt.Errorf("the process that reads it makes no sense: %w", err)
+	}
+	if f.Error != "" {
+		if f.Kind <= 0 || f.Kind >= len(sentinels) {
+			return errors.New(event.Text([]byte(f.Error)))
+		}
+		return remoteError{event.Text([]byte(f.Error)), sentinels[f.Kind]}
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(bytes.NewReader(text)).Decode(out)
+}
+
+// remoteError is an error that crossed: its own text, and still one of image's sentinels.
+type remoteError struct {
+	text string
+	kind error
+}
+
+func (e remoteError) Error() string { return e.text }
+func (e remoteError) Unwrap() error { return e.kind }

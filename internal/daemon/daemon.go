@@ -1,0 +1,321 @@
+// Package daemon is vigia's one process per host that knows all machines: it opens things and hands their descriptors to
+// workers, keeps records, joins the rules to what acts, writes the ledger, and serves the API. It never looks at a byte
+// that a guest wrote, but in typed, size-capped events.
+//
+//	API (server*.go) ─┐
+//	                  ├─ machine (machine.go, launch.go, adopt.go) ── QEMU, guard, gate (worker.go)
+//	rules (respond.go)┘                                                    │ events
+//	        ▲──────────────────────── bus (bus.go) ◀───────────────────────┘
+//	                                    └──────▶ ledger
+//
+// Machines do not depend on it: guards and gates keep their events until a daemon has taken them, and the next daemon on
+// the same state finds every machine again.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"vigia/internal/convert"
+	"vigia/internal/event"
+	"vigia/internal/host"
+	"vigia/internal/image"
+	"vigia/internal/jail"
+	"vigia/internal/ledger"
+	"vigia/internal/link"
+	"vigia/internal/policy"
+	"vigia/internal/store"
+	"vigia/internal/vm"
+)
+
+// Options of a daemon.
+type Options struct {
+	State   string // absolute path of the state directory
+	Version string
+	// Accelerator is kvm, tcg, or auto: what was found to work.
+	Accelerator string
+	Rules       string // directory of the owner's rules; empty: rules in the state directory
+	Log         *slog.Logger
+	// Ready is called once the API answers.
+	Ready func()
+}
+
+// Daemon is one running daemon.
+type Daemon struct {
+	ctx         context.Context
+	opts        Options
+	log         *slog.Logger
+	files       layout
+	lock        *store.Lock
+	store       *store.Store
+	ledger      *ledger.Log
+	images      *image.Store
+	bus         *bus
+	groups      *jail.Tree
+	qemu        string // the program
+	accelerator string
+	started     time.Time
+	responses   chan policy.Decision
+
+	mu       sync.Mutex
+	machines map[string]*machine // by name
+	rules    []policy.Rule
+	stopping bool
+	tasks    sync.WaitGroup
+}
+
+// Run is a daemon from start to end: it returns when ctx has ended and everything is put away. Machines run on.
+func Run(ctx context.Context, opts Options) error {
+	d := &Daemon{ctx: ctx, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
+		machines: map[string]*machine{}, responses: make(chan policy.Decision, 1024)}
+	var back undo
+	defer back.unwind()
+	for _, step := range []func(*undo) error{d.takeState, d.findHost, d.loadRules, d.openLedger, d.openStore, d.openImages, d.adoptAll, d.serve} {
+		if err := step(&back); err != nil {
+			return err
+		}
+	}
+	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now) })
+	d.spawn(func() { d.respondAll(ctx) })
+	if opts.Ready != nil {
+		opts.Ready()
+	}
+	<-ctx.Done()
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	return nil
+}
+
+// spawn runs f as one of the tasks that the end of the daemon waits for.
+func (d *Daemon) spawn(f func()) {
+	d.tasks.Add(1)
+	go func() {
+		defer d.tasks.Done()
+		f()
+	}()
+}
+
+func (d *Daemon) every(ctx context.Context, period time.Duration, f func(time.Time)) {
+	d.spawn(func() {
+		t := time.NewTicker(period)
+		defer t.Stop()
+		for {
+			select {
+			case now := <-t.C:
+				f(now)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+func (d *Daemon) takeState(back *undo) error {
+	if err := d.files.prepare(); err != nil {
+		return err
+	}
+	lock, err := store.LockDir(d.files.root)
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("a vigia daemon runs already on state %s: %w", d.files.root, err)
+	}
+	if err != nil {
+		return err
+	}
+	d.lock = lock
+	back.push(func() { lock.Release() })
+	return nil
+}
+
+// findHost finds out what the host can do before anything depends on it.
+func (d *Daemon) findHost(*undo) error {
+	h := host.Host{State: d.files.root}
+	qemu, err := h.QEMU(d.ctx)
+	if err != nil {
+		return err
+	}
+	d.qemu = qemu.Path
+	accelerator, err := choose(d.opts.Accelerator, h.Accelerator())
+	if err != nil {
+		return err
+	}
+	d.accelerator = accelerator.Name
+	if d.accelerator != "kvm" {
+		d.log.Warn("machines run under TCG, which is no isolation boundary by itself: QEMU's jail is all there is", "why", accelerator.Why)
+	}
+	if d.groups, err = jail.OpenTree("/sys/fs/cgroup", "/proc/self", d.files.tag()); err != nil {
+		d.log.Warn("no control groups: nothing bounds what a machine takes of the host", "error", err)
+	}
+	return nil
+}
+
+// choose takes what was asked for over what was found, but not KVM where it does not work: the guest would hang.
+func choose(asked string, found host.Accelerator) (host.Accelerator, error) {
+	switch asked {
+	case "", "auto", found.Name:
+		return found, nil
+	case "tcg":
+		return host.Accelerator{Name: "tcg", Why: "asked for"}, nil
+	case "kvm":
+		return found, fmt.Errorf("accelerator kvm does not work on this host: %s: leave the option out, or see vigia doctor", found.Why)
+	}
+	return found, fmt.Errorf("accelerator %q: use auto, kvm or tcg", asked)
+}
+
+func (d *Daemon) openLedger(back *undo) error {
+	l, err := ledger.Open(d.ctx, d.files.path("ledger"), ledger.Options{})
+	if err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	var b [8]byte
+	rand.Read(b[:])
+	d.ledger = l
+	d.bus = newBus(hex.EncodeToString(b[:]), d.log)
+	d.bus.decide = d.decided
+	if err := d.bus.recall(d.ctx, l); err != nil {
+		l.Close(d.ctx)
+		return fmt.Errorf("ledger: %w", err)
+	}
+	untold, err := d.bus.rebuild(d.ctx, l, d.rules)
+	if err != nil {
+		l.Close(d.ctx)
+		return fmt.Errorf("ledger: %w", err)
+	}
+	for _, p := range untold {
+		d.decided(p)
+	}
+	writing, stop := context.WithCancel(context.WithoutCancel(d.ctx))
+	done := make(chan struct{})
+	go func() {
+		d.bus.write(writing, l)
+		close(done)
+	}()
+	unclean := d.files.markRunning()
+	d.bus.emit("", event.VigiaStarted, event.Fields{"version": d.opts.Version, "unclean": unclean})
+	back.push(func() {
+		d.tasks.Wait()
+		d.bus.emit("", event.VigiaStopped, nil)
+		for i := 0; i < 100 && !d.bus.settled(); i++ {
+			time.Sleep(50 * time.Millisecond)
+		}
+		stop()
+		<-done
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), 10*time.Second)
+		defer cancel()
+		if err := l.Close(ctx); err != nil {
+			d.log.Error("the ledger could not be closed", "error", err)
+		}
+		d.files.markEnded()
+	})
+	return nil
+}
+
+func (d *Daemon) openStore(back *undo) error {
+	s, err := store.Open(d.ctx, store.Options{Dir: d.files.path("store")})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	d.store = s
+	back.push(func() { s.Close() })
+	return nil
+}
+
+func (d *Daemon) openImages(*undo) error {
+	s, err := image.Open(d.files.path("images"), image.Options{Worker: convert.Worker{Tag: d.files.tag() + "/convert", User: convertUser()}, Cache: d.files.path("cache")})
+	if err != nil {
+		return err
+	}
+	d.images = s
+	return nil
+}
+
+// group makes the control group of one process of a machine, or says why there is none.
+func (d *Daemon) group(m *machine, process string, l jail.Limits) (*jail.Group, error) {
+	if d.groups == nil {
+		return nil, nil
+	}
+	return d.groups.New(string(m.id())+"-"+process, l)
+}
+
+// sweepRun removes what a run, or a start that was cut short, leaves on the host: processes, sockets, the RAM file's
+// name, control groups.
+func (d *Daemon) sweepRun(id vm.ID) {
+	d.sweep(jail.Search{State: d.files.tag() + "/" + string(id), Tree: d.groups,
+		Known: func(string, int) bool { return false },
+		Keep:  func(name string) bool { return !strings.HasPrefix(name, string(id)) }})
+	os.Remove(d.files.ramFile(id))
+	os.RemoveAll(d.files.run(id))
+}
+
+func (d *Daemon) sweep(s jail.Search) {
+	found, err := jail.Leftovers(s)
+	if err != nil {
+		d.log.Warn("what was left behind can't be listed", "error", err)
+	}
+	for _, l := range found {
+		if err := l.Remove(); err != nil {
+			d.log.Warn("something stays behind", "what", l.String(), "error", err)
+		}
+	}
+}
+
+// watched are the paths that the rules in force need to be told of.
+func (d *Daemon) watched() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return policy.WatchPaths(d.rules)
+}
+
+// machine finds a machine by name.
+func (d *Daemon) machine(name string) (*machine, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m := d.machines[name]; m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("%w: %q: vigia ls shows the machines there are", errNoMachine, event.Text([]byte(name)))
+}
+
+var errNoMachine = errors.New("no such machine")
+
+// tellGuards gives every running guard the paths to watch, after the rules have changed.
+func (d *Daemon) tellGuards(ctx context.Context) {
+	paths := d.watched()
+	for _, m := range d.all() {
+		if guard, _, err := m.workers(); err == nil {
+			guard.conn.Call(ctx, link.CallWatch, link.Watch{Paths: paths}, nil)
+		}
+	}
+}
+
+func (d *Daemon) all() []*machine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make([]*machine, 0, len(d.machines))
+	for _, m := range d.machines {
+		out = append(out, m)
+	}
+	return out
+}
+
+// expire stops machines whose time is over.
+func (d *Daemon) expire(ctx context.Context, now time.Time) {
+	for _, m := range d.all() {
+		e := m.rec.Spec.Expires
+		if e.IsZero() || now.Before(e) || m.state() == vm.Stopped || m.state() == vm.Failed || m.state() == vm.Stopping {
+			continue
+		}
+		d.spawn(func() {
+			d.log.Info("machine has expired, it is stopped", "machine", m.name())
+			m.stop(ctx, false, graceTime)
+		})
+	}
+}

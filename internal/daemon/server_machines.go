@@ -1,0 +1,577 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"vigia/internal/api/vigiav1"
+	"vigia/internal/event"
+	"vigia/internal/jail"
+	"vigia/internal/link"
+	"vigia/internal/store"
+	"vigia/internal/vm"
+	"vigia/internal/volume"
+)
+
+// What a machine gets where nothing is said.
+const (
+	defaultMemory = 512 << 20
+	defaultCPUs   = 1
+	statusTime    = 2 * time.Second // for a guard or gate to say how it is
+)
+
+type machinesServer struct{ d *Daemon }
+
+// named runs f on a machine and answers with how it is then.
+func (s machinesServer) named(ctx context.Context, name string, f func(*machine) error) (*connect.Response[vigiav1.Machine], error) {
+	m, err := s.d.machine(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := f(m); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(m.show(ctx)), nil
+}
+
+// Run makes a machine and starts it. A machine that can't be started is not kept.
+func (s machinesServer) Run(ctx context.Context, r *connect.Request[vigiav1.RunRequest]) (*connect.Response[vigiav1.Machine], error) {
+	spec, err := s.spec(r.Msg)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.d.create(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.start(ctx); err != nil {
+		s.d.remove(context.WithoutCancel(ctx), m)
+		return nil, err
+	}
+	return connect.NewResponse(m.show(ctx)), nil
+}
+
+// spec reads a request; every word in it may be wrong.
+func (s machinesServer) spec(r *vigiav1.RunRequest) (vm.Spec, error) {
+	now := time.Now().UTC()
+	spec := vm.Spec{Name: r.Name, ID: vm.NewID(), Memory: r.MemoryBytes, CPUs: int(r.Cpus), Net: vm.Net{Mode: r.Net},
+		Additions: r.Additions, Owner: r.Owner, Purpose: r.Purpose, Labels: r.Labels, Created: now}
+	if spec.Memory == 0 {
+		spec.Memory = defaultMemory
+	}
+	if spec.CPUs == 0 {
+		spec.CPUs = defaultCPUs
+	}
+	if spec.Net.Mode == "" {
+		spec.Net.Mode = vm.NetNAT
+	}
+	for _, p := range r.Publish {
+		publish, err := vm.ParsePublish(p)
+		if err != nil {
+			return spec, err
+		}
+		spec.Publish = append(spec.Publish, publish)
+	}
+	if len(spec.Publish) > 0 && spec.Net.Mode == vm.NetOff {
+		return spec, fmt.Errorf("%w: ports are published, but the network is off", vm.ErrInvalid)
+	}
+	var err error
+	if spec.Net.Rules, err = parseRules(r.Rules); err != nil {
+		return spec, err
+	}
+	if r.Ttl != "" {
+		ttl, err := vm.ParseTTL(r.Ttl)
+		if err != nil {
+			return spec, err
+		}
+		spec.Expires = now.Add(ttl)
+	}
+	if err := spec.Check(); err != nil {
+		return spec, err
+	}
+	img, err := s.d.images.Get(r.Image)
+	if err != nil {
+		return spec, err
+	}
+	spec.Image, spec.ImageID = r.Image, img.ID
+	return spec, nil
+}
+
+func parseRules(texts []string) ([]vm.NetRule, error) {
+	if len(texts) > 256 {
+		return nil, fmt.Errorf("%w: %d network rules: use at most 256", vm.ErrInvalid, len(texts))
+	}
+	var out []vm.NetRule
+	for _, t := range texts {
+		r, err := vm.ParseNetRule(t)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// create makes a machine's record and its overlay: a clone of the image's disk, in the time it takes to make one file.
+func (d *Daemon) create(ctx context.Context, spec vm.Spec) (*machine, error) {
+	m := &machine{d: d, rec: record{Spec: spec}}
+	d.mu.Lock()
+	if d.machines[spec.Name] != nil {
+		d.mu.Unlock()
+		return nil, fmt.Errorf("machine %s %w: choose another name, or remove it with: vigia rm %s", spec.Name, errExists, spec.Name)
+	}
+	d.machines[spec.Name] = m
+	d.mu.Unlock()
+	if err := d.makeDisk(m); err != nil {
+		d.forget(m)
+		return nil, fmt.Errorf("disk of %s: %w", spec.Name, err)
+	}
+	if _, err := store.Create(ctx, d.store, machineKey(spec.ID), m.rec); err != nil {
+		d.forget(m)
+		return nil, fmt.Errorf("record of %s: %w", spec.Name, err)
+	}
+	d.bus.emit(spec.Name, event.MachineCreated, event.Fields{"image": spec.Image, "image_id": spec.ImageID, "owner": spec.Owner, "purpose": spec.Purpose})
+	return m, nil
+}
+
+func (d *Daemon) makeDisk(m *machine) error {
+	img, err := d.images.Get(m.rec.Spec.ImageID)
+	if err != nil {
+		return err
+	}
+	layers, err := img.OpenDisk()
+	if err != nil {
+		return err
+	}
+	defer closeFiles(layers)
+	base, err := volume.ReadInfo(layers[len(layers)-1])
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(d.files.machine(m.id()), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(d.files.overlay(m.id()), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return volume.Create(f, volume.CreateOptions{Size: base.Size, Parent: base.ID})
+}
+
+// forget takes a machine out of the daemon's list and its files off the disk.
+func (d *Daemon) forget(m *machine) {
+	d.mu.Lock()
+	delete(d.machines, m.name())
+	d.mu.Unlock()
+	os.RemoveAll(d.files.machine(m.id()))
+	d.sweepRun(m.id())
+}
+
+// remove deletes a machine that does not run: first the record, so that a crash leaves files without a record, which
+// the next start sweeps, and never a record without files.
+func (d *Daemon) remove(ctx context.Context, m *machine) error {
+	if err := d.store.Delete(ctx, machineKey(m.id())); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	d.forget(m)
+	d.bus.emit(m.name(), event.MachineRemoved, nil)
+	return nil
+}
+
+func (s machinesServer) List(ctx context.Context, _ *connect.Request[vigiav1.ListMachinesRequest]) (*connect.Response[vigiav1.ListMachinesResponse], error) {
+	all := s.d.all()
+	slices.SortFunc(all, func(a, b *machine) int { return strings.Compare(a.name(), b.name()) })
+	out := &vigiav1.ListMachinesResponse{Machines: make([]*vigiav1.Machine, len(all))}
+	var wg sync.WaitGroup
+	for i, m := range all {
+		wg.Go(func() { out.Machines[i] = m.brief() })
+	}
+	wg.Wait()
+	return connect.NewResponse(out), nil
+}
+
+func (s machinesServer) Show(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return s.named(ctx, r.Msg.Name, func(*machine) error { return nil })
+}
+
+func (s machinesServer) Start(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return s.named(ctx, r.Msg.Name, func(m *machine) error {
+		if e := m.rec.Spec.Expires; !e.IsZero() && time.Now().After(e) {
+			return fmt.Errorf("machine %s expired at %s: %w", m.name(), e.Format(time.RFC3339), errState)
+		}
+		return m.start(ctx)
+	})
+}
+
+func (s machinesServer) Stop(ctx context.Context, r *connect.Request[vigiav1.StopRequest]) (*connect.Response[vigiav1.Machine], error) {
+	grace := graceTime
+	if t := r.Msg.TimeoutSeconds; t < 0 || t > 3600 {
+		return nil, fmt.Errorf("%w: timeout %gs: use 0 to 3600", vm.ErrInvalid, t)
+	} else if t > 0 {
+		grace = time.Duration(t * float64(time.Second))
+	}
+	return s.named(ctx, r.Msg.Name, func(m *machine) error { return m.stop(ctx, r.Msg.Force, grace) })
+}
+
+func (s machinesServer) Pause(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return s.named(ctx, r.Msg.Name, func(m *machine) error { return m.pause(ctx, "asked for") })
+}
+
+func (s machinesServer) Resume(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return s.named(ctx, r.Msg.Name, func(m *machine) error { return m.resume(ctx, "asked for") })
+}
+
+func (s machinesServer) Quarantine(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return s.named(ctx, r.Msg.Name, func(m *machine) error { return m.quarantine(ctx, "", time.Time{}) })
+}
+
+func (s machinesServer) Release(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return s.named(ctx, r.Msg.Name, func(m *machine) error { return m.release(ctx) })
+}
+
+func (s machinesServer) SetRules(ctx context.Context, r *connect.Request[vigiav1.SetRulesRequest]) (*connect.Response[vigiav1.Machine], error) {
+	rules, err := parseRules(r.Msg.Rules)
+	if err != nil {
+		return nil, err
+	}
+	return s.named(ctx, r.Msg.Name, func(m *machine) error { return m.setRules(ctx, rules) })
+}
+
+func (s machinesServer) Remove(ctx context.Context, r *connect.Request[vigiav1.RemoveRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	if st := m.state(); st != vm.Stopped && st != vm.Failed {
+		if !r.Msg.Force {
+			return nil, fmt.Errorf("machine %s is %s: %w: stop it first, or use --force", m.name(), st, errState)
+		}
+		if err := m.stop(ctx, true, 0); err != nil && !errors.Is(err, errState) {
+			return nil, err
+		}
+	}
+	m.op.Lock()
+	defer m.op.Unlock()
+	if err := s.d.remove(ctx, m); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&vigiav1.RemoveResponse{}), nil
+}
+
+// brief is what a list shows: no worker is asked.
+func (m *machine) brief() *vigiav1.Machine {
+	state := m.state()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &m.rec.Spec
+	out := &vigiav1.Machine{Name: s.Name, Id: string(s.ID), State: string(state), Image: s.Image, ImageId: s.ImageID,
+		MemoryBytes: s.Memory, Cpus: int32(s.CPUs), Net: s.Net.Mode, Owner: s.Owner, Purpose: s.Purpose, Labels: s.Labels,
+		Additions: s.Additions, Created: timestamppb.New(s.Created), Quarantined: m.rec.Quarantined,
+		Ended: string(m.rec.Ended), Reason: m.rec.Reason, Accelerator: m.d.accelerator}
+	publish := s.Publish
+	if !s.Expires.IsZero() {
+		out.Expires = timestamppb.New(s.Expires)
+	}
+	if run := m.rec.Run; run != nil {
+		publish = run.Publish
+		out.Pid, out.GuardPid, out.GatePid = int64(run.QEMU.PID), int64(run.Guard.PID), int64(run.Gate.PID)
+		out.Started, out.Accelerator = timestamppb.New(run.Started), run.Accelerator
+		for _, process := range []string{"qemu", "guard", "gate"} {
+			out.Isolation = append(out.Isolation, isolation(process, run.InForce[process])...)
+		}
+		if run.Accelerator == "tcg" {
+			out.Isolation = append(out.Isolation, &vigiav1.Isolation{Subject: "qemu", Measure: "hardware virtualisation",
+				Detail: "TCG is no isolation boundary: the guest's code is translated inside QEMU, whose jail is all there is"})
+		}
+	}
+	for _, p := range publish {
+		out.Publish = append(out.Publish, p.String())
+	}
+	for _, r := range s.Net.Rules {
+		out.Rules = append(out.Rules, r.String())
+	}
+	return out
+}
+
+func isolation(process string, measures []jail.Measure) (out []*vigiav1.Isolation) {
+	for _, m := range measures {
+		detail := m.Detail
+		if !m.InForce {
+			detail = m.Why
+		}
+		out = append(out, &vigiav1.Isolation{Subject: process, Measure: m.Name, InForce: m.InForce, Detail: detail})
+	}
+	return out
+}
+
+// show is brief and what guard and gate say.
+func (m *machine) show(ctx context.Context) *vigiav1.Machine {
+	out := m.brief()
+	guard, gate := m.bothWorkers()
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	if guard != nil {
+		var g link.GuardStatus
+		if _, err := guard.conn.Call(ctx, link.CallGuardStatus, nil, &g); err != nil {
+			out.Introspection = "unknown: the guard does not answer"
+		} else {
+			out.Introspection = g.Introspection
+			out.Disk = &vigiav1.Disk{SizeBytes: g.DiskSize, UsedBytes: g.DiskUsed, Reads: g.Reads, Writes: g.Writes,
+				Flushes: g.Flushes, Files: g.Files, Layers: int32(g.Layers), Stalled: g.Stalled}
+		}
+	}
+	if gate != nil {
+		var g link.GateStatus
+		if _, err := gate.conn.Call(ctx, link.CallGateStatus, nil, &g); err == nil {
+			out.Network = &vigiav1.NetStats{FramesIn: g.FramesIn, FramesOut: g.FramesOut, Dropped: g.Dropped, Flows: int32(g.Flows)}
+		}
+	}
+	return out
+}
+
+// Console joins the caller to the serial line. The daemon only carries the bytes.
+func (s machinesServer) Console(ctx context.Context, stream *connect.BidiStream[vigiav1.ConsoleInput, vigiav1.ConsoleOutput]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	m, err := s.d.machine(first.Name)
+	if err != nil {
+		return err
+	}
+	line, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer line.Close()
+	_, err = m.callGuard(ctx, link.CallConsole, nil, nil, theirs)
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { line.Close() })
+	defer stop()
+	go func() {
+		line.Write(first.Data)
+		for {
+			in, err := stream.Receive()
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					line.Close()
+				}
+				return
+			}
+			if _, err := line.Write(in.Data); err != nil {
+				return
+			}
+		}
+	}()
+	return pump(line, func(b []byte) error { return stream.Send(&vigiav1.ConsoleOutput{Data: b}) })
+}
+
+// ConsoleLog gives the kept log: its beginning, and the two tails in the order in which they were written.
+func (s machinesServer) ConsoleLog(ctx context.Context, r *connect.Request[vigiav1.MachineRequest], stream *connect.ServerStream[vigiav1.ConsoleOutput]) error {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return err
+	}
+	paths := s.d.files.consoleLogs(m.id())
+	parts := paths[:]
+	a, aerr := os.Stat(parts[1])
+	b, berr := os.Stat(parts[2])
+	if aerr == nil && berr == nil && a.Size() > 0 && (b.Size() == 0 || b.ModTime().Before(a.ModTime())) {
+		parts[1], parts[2] = parts[2], parts[1]
+	}
+	for _, path := range parts {
+		f, err := os.Open(path)
+		if err != nil {
+			continue // a machine that never ran has none
+		}
+		err = pump(f, func(b []byte) error { return stream.Send(&vigiav1.ConsoleOutput{Data: b}) })
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Exec runs a command through the guest agent, where the machine has one.
+func (s machinesServer) Exec(ctx context.Context, r *connect.Request[vigiav1.ExecRequest], stream *connect.ServerStream[vigiav1.ExecOutput]) error {
+	if len(r.Msg.Command) == 0 {
+		return fmt.Errorf("%w: no command", vm.ErrInvalid)
+	}
+	m, err := s.agent(r.Msg.Name)
+	if err != nil {
+		return err
+	}
+	timeout := time.Duration(r.Msg.TimeoutSeconds * float64(time.Second))
+	if timeout <= 0 {
+		timeout = time.Hour
+	}
+	outRead, outWrite, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer outRead.Close()
+	errRead, errWrite, err := os.Pipe()
+	if err != nil {
+		outWrite.Close()
+		return err
+	}
+	defer errRead.Close()
+	var result link.ExecResult
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.callGuard(ctx, link.CallExec, link.Exec{Command: r.Msg.Command, Stdin: r.Msg.Stdin, Timeout: timeout}, &result, outWrite, errWrite)
+		outWrite.Close()
+		errWrite.Close()
+		done <- err
+	}()
+	var mu sync.Mutex
+	send := func(o *vigiav1.ExecOutput) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return stream.Send(o)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { pump(outRead, func(b []byte) error { return send(&vigiav1.ExecOutput{Stdout: b}) }) })
+	wg.Go(func() { pump(errRead, func(b []byte) error { return send(&vigiav1.ExecOutput{Stderr: b}) }) })
+	err = <-done
+	wg.Wait()
+	if err != nil {
+		return err
+	}
+	return send(&vigiav1.ExecOutput{Done: true, ExitCode: int32(result.ExitCode), Signal: int32(result.Signal), Truncated: result.Truncated})
+}
+
+// agent finds a machine that has the guest channel.
+func (s machinesServer) agent(name string) (*machine, error) {
+	m, err := s.d.machine(name)
+	if err != nil {
+		return nil, err
+	}
+	if !m.rec.Spec.Has(vm.AdditionExec) {
+		return nil, fmt.Errorf("machine %s has no guest channel: %w: it was not run with --additions exec", name, errState)
+	}
+	return m, nil
+}
+
+// copyLimit is the largest file that is copied out of a guest, in bytes.
+const copyLimit = 1 << 40
+
+// CopyIn writes a stream into a file of the guest.
+func (s machinesServer) CopyIn(ctx context.Context, stream *connect.ClientStream[vigiav1.CopyInRequest]) (*connect.Response[vigiav1.CopyInResponse], error) {
+	if !stream.Receive() {
+		return nil, fmt.Errorf("%w: no file named", vm.ErrInvalid)
+	}
+	first := stream.Msg()
+	m, err := s.agent(first.Name)
+	if err != nil {
+		return nil, err
+	}
+	to := link.Copy{Path: first.Path, Mode: first.Mode}
+	data := first.Data
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer write.Close()
+		for {
+			if _, err := write.Write(data); err != nil || !stream.Receive() {
+				return
+			}
+			data = stream.Msg().Data
+		}
+	}()
+	var done link.Copied
+	_, err = m.callGuard(ctx, link.CallCopyIn, to, &done, read)
+	read.Close()
+	if err == nil {
+		err = stream.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&vigiav1.CopyInResponse{Bytes: uint64(done.Bytes)}), nil
+}
+
+// CopyOut reads a file of the guest.
+func (s machinesServer) CopyOut(ctx context.Context, r *connect.Request[vigiav1.CopyOutRequest], stream *connect.ServerStream[vigiav1.Chunk]) error {
+	m, err := s.agent(r.Msg.Name)
+	if err != nil {
+		return err
+	}
+	return s.piped(ctx, m.callGuard, link.CallCopyOut, link.Copy{Path: r.Msg.Path, Limit: copyLimit}, stream)
+}
+
+// Capture streams a machine's frames until the caller goes.
+func (s machinesServer) Capture(ctx context.Context, r *connect.Request[vigiav1.CaptureRequest], stream *connect.ServerStream[vigiav1.Chunk]) error {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return err
+	}
+	_, gate, err := m.workers()
+	if err != nil {
+		return err
+	}
+	if gate == nil {
+		return fmt.Errorf("machine %s has no network: %w", m.name(), errState)
+	}
+	return s.piped(ctx, gate.conn.Call, link.CallCapture, link.Capture{SnapLength: r.Msg.SnapLength}, stream)
+}
+
+type workerCall func(ctx context.Context, method string, in, out any, files ...*os.File) ([]*os.File, error)
+
+// piped makes a call whose output comes through a pipe, and streams it on.
+func (s machinesServer) piped(ctx context.Context, call workerCall, method string, in any, stream *connect.ServerStream[vigiav1.Chunk]) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	stop := context.AfterFunc(ctx, func() { read.Close() })
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		_, err := call(ctx, method, in, nil, write)
+		write.Close()
+		done <- err
+	}()
+	perr := pump(read, func(b []byte) error { return stream.Send(&vigiav1.Chunk{Data: b}) })
+	if err := <-done; err != nil {
+		return err
+	}
+	return perr
+}
+
+// pump gives what r has in chunks, to its end.
+func pump(r io.Reader, send func([]byte) error) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if err := send(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,222 @@
+// Package gate is the worker that is a guest's network: every frame between QEMU's network card and the world passes
+// through it (package network). It sees neither the guest's memory nor its disk, and of the host it has the network
+// and nothing else.
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+
+	"vigia/internal/jail"
+	"vigia/internal/link"
+	"vigia/internal/network"
+)
+
+// controlFD is the listening socket on which daemons come.
+const controlFD = 3
+
+// Gate is one guest's gate.
+type Gate struct {
+	out      *link.Outbox
+	measures []link.Measure
+	version  string
+
+	mu  sync.Mutex
+	net *network.Network // nil: not configured
+}
+
+// Main is `vigia gate`: it confines itself and serves daemons until it is ended.
+func Main(version string) error {
+	measures, err := jail.Confine(jail.Gate)
+	if err != nil {
+		return err
+	}
+	debug.SetGCPercent(50)
+	f := os.NewFile(controlFD, "control")
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	control, ok := l.(*net.UnixListener)
+	if !ok {
+		return errors.New("control socket is not a unix socket")
+	}
+	control.SetUnlinkOnClose(false)
+	g := &Gate{version: version, out: link.NewOutbox("")}
+	for _, m := range measures {
+		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
+	}
+	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
+	return w.Serve(context.Background(), control)
+}
+
+func (g *Gate) hello() link.Hello {
+	return link.Hello{Source: g.out.Source(), PID: os.Getpid(), Version: g.version, Configured: g.network() != nil, InForce: g.measures}
+}
+
+func (g *Gate) network() *network.Network {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.net
+}
+
+func (g *Gate) handle(ctx context.Context, r link.Request) (link.Response, error) {
+	if r.Method == link.CallConfigure {
+		return link.Response{}, g.configure(r)
+	}
+	n := g.network()
+	if n == nil {
+		closeFiles(r.Files)
+		return link.Response{}, errors.New("not configured")
+	}
+	switch r.Method {
+	case link.CallFrames:
+		return link.Response{}, frames(n, r.Files)
+	case link.CallCapture:
+		return link.Response{}, capture(ctx, n, r)
+	}
+	closeFiles(r.Files)
+	switch r.Method {
+	case link.CallQuarantine:
+		return quarantine(n, r)
+	case link.CallRules:
+		var rules link.Rules
+		if err := r.Decode(&rules); err != nil {
+			return link.Response{}, err
+		}
+		return link.Response{}, n.SetRules(rules.Rules)
+	case link.CallGateStatus:
+		return link.Response{Body: status(n.Stats())}, nil
+	}
+	return link.Response{}, fmt.Errorf("gate has no call %q", r.Method)
+}
+
+// configure makes the network, once. Its files are the published ports, bound by the daemon.
+func (g *Gate) configure(r link.Request) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var cfg link.GateConfig
+	err := r.Decode(&cfg)
+	if g.net != nil {
+		err = errors.New("configured already")
+	}
+	if err == nil && len(cfg.Publish) != len(r.Files) {
+		err = errors.New("configure: ports and descriptors do not match")
+	}
+	var mac net.HardwareAddr
+	if err == nil {
+		mac, err = net.ParseMAC(cfg.MAC)
+	}
+	if err != nil {
+		closeFiles(r.Files)
+		return err
+	}
+	listeners, err := listeners(cfg, r.Files)
+	if err != nil {
+		return err
+	}
+	g.out.SetMachine(cfg.Name)
+	g.net, err = network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
+		Resolvers: cfg.Resolvers, Quarantined: cfg.Quarantined}, g.out.Emit)
+	return err
+}
+
+func listeners(cfg link.GateConfig, files []*os.File) (out []network.Listener, err error) {
+	defer closeFiles(files)
+	for i, p := range cfg.Publish {
+		l := network.Listener{Guest: p.Guest}
+		if p.Protocol == "udp" {
+			l.UDP, err = net.FilePacketConn(files[i])
+		} else {
+			l.TCP, err = net.FileListener(files[i])
+		}
+		if err != nil {
+			return nil, fmt.Errorf("publish %s: %w", p, err)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// frames serves QEMU's network card over the connection that came along.
+func frames(n *network.Network, files []*os.File) error {
+	defer closeFiles(files)
+	if len(files) != 1 {
+		return errors.New("frames: no socket was given")
+	}
+	card, err := net.FileConn(files[0])
+	if err != nil {
+		return err
+	}
+	go n.Attach(card)
+	return nil
+}
+
+func quarantine(n *network.Network, r link.Request) (link.Response, error) {
+	var q link.Quarantine
+	if err := r.Decode(&q); err != nil {
+		return link.Response{}, err
+	}
+	cut := n.Quarantine(q.On)
+	return link.Response{Body: link.Quarantined{Flows: cut.Flows, At: cut.At}}, nil
+}
+
+// captureMost bounds one capture, in bytes of frames.
+const captureMost = 16 << 30
+
+// capture writes frames into the pipe that came along until the far end closes it or the call ends.
+func capture(ctx context.Context, n *network.Network, r link.Request) error {
+	defer closeFiles(r.Files)
+	var c link.Capture
+	if err := r.Decode(&c); err != nil {
+		return err
+	}
+	if len(r.Files) != 1 {
+		return errors.New("capture: no pipe was given")
+	}
+	pipe := &watched{file: r.Files[0], broken: make(chan struct{})}
+	if _, err := n.Capture(pipe, network.CaptureOptions{SnapLength: int(c.SnapLength), MaxBytes: captureMost}); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-pipe.broken:
+	}
+	_, err := n.Capture(nil, network.CaptureOptions{})
+	return err
+}
+
+// watched tells when nobody reads the pipe any more.
+type watched struct {
+	file   *os.File
+	once   sync.Once
+	broken chan struct{}
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	n, err := w.file.Write(b)
+	if err != nil {
+		w.once.Do(func() { close(w.broken) })
+	}
+	return n, err
+}
+
+func status(s network.Stats) link.GateStatus {
+	out := link.GateStatus{FramesIn: uint64(s.FramesIn), FramesOut: uint64(s.FramesOut), Flows: s.Open, Quarantined: s.Quarantined, FirstDrop: s.FirstDrop}
+	for _, n := range s.Dropped {
+		out.Dropped += uint64(n)
+	}
+	return out
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,363 @@
+// Package guard is the worker that stands between one guest and everything else: it serves the guest's disk, holds QEMU's
+// monitor, its serial line and the guest channel, and reads its memory.
+//
+// It is assumed that a guest can take its guard over. So it is confined before it reads a byte (package jail), it opens
+// nothing by path, and what it says to the daemon is typed and capped (package link): a guest that owns its guard has
+// gained its own disk and memory.
+//
+//	QEMU ── NBD ────▶ disk.go      volume, and the files that requests touch
+//	     ── QMP ────▶ guard.go     monitor
+//	     ── serial ─▶ console.go   log, lines, attached persons
+//	     ── agent ──▶ agent.go     exec and copies, only where asked for
+//	     ── RAM ────▶ views.go     introspection
+//	daemon ─ sched ─▶ sampler.go   load
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"vigia/internal/jail"
+	"vigia/internal/link"
+	"vigia/internal/machine"
+	"vigia/internal/machine/additions"
+)
+
+// controlFD is the listening socket on which daemons come.
+const controlFD = 3
+
+// Guard is one guest's guard.
+type Guard struct {
+	ctx      context.Context
+	out      *link.Outbox
+	measures []link.Measure
+	version  string
+
+	mu         sync.Mutex
+	configured bool
+	cfg        link.GuardConfig
+	disk       *disk
+	console    *console
+	agent      *additions.Agent
+	ram        *os.File
+	views      *views
+	sampler    *sampler
+	monitor    *machine.Monitor
+	monitorErr error
+	monitorUp  chan struct{} // closed once monitor or monitorErr is there
+}
+
+// Main is `vigia guard`: it confines itself and serves daemons until it is ended.
+func Main(version string) error {
+	measures, err := jail.Confine(jail.Guard)
+	if err != nil {
+		return err
+	}
+	debug.SetGCPercent(50) // its memory is small and should stay so
+	l, err := controlListener()
+	if err != nil {
+		return err
+	}
+	g := &Guard{ctx: context.Background(), version: version, out: link.NewOutbox(""), monitorUp: make(chan struct{})}
+	for _, m := range measures {
+		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
+	}
+	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
+	return w.Serve(g.ctx, l)
+}
+
+func controlListener() (*net.UnixListener, error) {
+	f := os.NewFile(controlFD, "control")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.New("control socket is not a unix socket")
+	}
+	u.SetUnlinkOnClose(false)
+	return u, nil
+}
+
+func (g *Guard) hello() link.Hello {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return link.Hello{Source: g.out.Source(), PID: os.Getpid(), Version: g.version, Configured: g.configured, InForce: g.measures}
+}
+
+func (g *Guard) handle(ctx context.Context, r link.Request) (link.Response, error) {
+	if r.Method == link.CallConfigure {
+		return link.Response{}, g.configure(r)
+	}
+	g.mu.Lock()
+	ready := g.configured
+	g.mu.Unlock()
+	if !ready {
+		closeFiles(r.Files)
+		return link.Response{}, errors.New("not configured")
+	}
+	if h := handlers[r.Method]; h != nil {
+		return h(g, ctx, r)
+	}
+	closeFiles(r.Files)
+	return link.Response{}, fmt.Errorf("guard has no call %q", r.Method)
+}
+
+// handlers are what a daemon may ask of a configured guard. Each owns the request's files.
+var handlers map[string]func(*Guard, context.Context, link.Request) (link.Response, error)
+
+func init() {
+	handlers = map[string]func(*Guard, context.Context, link.Request) (link.Response, error){
+		link.CallRun:         (*Guard).run,
+		link.CallWatch:       (*Guard).watch,
+		link.CallCPU:         (*Guard).cpu,
+		link.CallPause:       monitorCall((*machine.Monitor).Pause),
+		link.CallResume:      monitorCall((*machine.Monitor).Continue),
+		link.CallPowerDown:   (*Guard).powerDown,
+		link.CallQuit:        monitorCall((*machine.Monitor).Quit),
+		link.CallEnding:      (*Guard).ending,
+		link.CallGuardStatus: (*Guard).status,
+		link.CallRAM:         (*Guard).giveRAM,
+		link.CallProcesses:   (*Guard).processes,
+		link.CallModules:     (*Guard).modules,
+		link.CallConsole:     (*Guard).attachConsole,
+		link.CallExec:        (*Guard).exec,
+		link.CallCopyIn:      (*Guard).copyIn,
+		link.CallCopyOut:     (*Guard).copyOut,
+	}
+}
+
+// configure takes the machine's descriptors, once. From here on the guest's disk is served.
+func (g *Guard) configure(r link.Request) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.configured {
+		closeFiles(r.Files)
+		return errors.New("configured already")
+	}
+	if err := r.Decode(&g.cfg); err != nil {
+		closeFiles(r.Files)
+		return err
+	}
+	files, err := link.Files(g.cfg.Files, r.Files)
+	if err != nil {
+		return err
+	}
+	if err := g.open(files); err != nil {
+		closeFiles(r.Files)
+		return err
+	}
+	g.configured = true
+	return nil
+}
+
+// open makes the guard's parts of its descriptors.
+func (g *Guard) open(files map[string]*os.File) error {
+	g.out.SetMachine(g.cfg.Name)
+	qmp, err := conn(files, link.FileQMP)
+	if err != nil {
+		return err
+	}
+	serial, err := conn(files, link.FileConsole)
+	if err != nil {
+		return err
+	}
+	if files[link.FileAgent] != nil {
+		channel, err := conn(files, link.FileAgent)
+		if err != nil {
+			return err
+		}
+		g.agent = additions.New(channel)
+	}
+	if g.disk, err = openDisk(files, g.cfg.Watch, g.out.Emit); err != nil {
+		return fmt.Errorf("disk: %w", err)
+	}
+	g.ram = files[link.FileRAM]
+	g.views = newViews(g.cfg, g.ram, files[link.FileProfile])
+	g.console = newConsole(serial, openConsoleLog(files[link.FileConsoleLog], files[link.FileConsoleTail+"0"], files[link.FileConsoleTail+"1"]), g.out.Emit)
+	g.sampler = &sampler{cpus: g.cfg.CPUs, emit: g.out.Emit, process: g.views.busiest, panicked: g.panicked}
+	go g.console.run()
+	go g.sampler.run(g.ctx)
+	go g.connectMonitor(qmp)
+	return nil
+}
+
+// conn takes a connected socket out of the received files.
+func conn(files map[string]*os.File, name string) (net.Conn, error) {
+	f := files[name]
+	if f == nil {
+		return nil, fmt.Errorf("no %s was given", name)
+	}
+	delete(files, name)
+	c, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+// connectMonitor waits for QEMU's greeting: it comes once QEMU runs.
+func (g *Guard) connectMonitor(c net.Conn) {
+	m, err := machine.NewMonitor(g.ctx, c, g.out.Emit, g.views.rebooted)
+	g.mu.Lock()
+	g.monitor, g.monitorErr = m, err
+	g.mu.Unlock()
+	close(g.monitorUp)
+}
+
+// qemu waits for the monitor.
+func (g *Guard) qemu(ctx context.Context) (*machine.Monitor, error) {
+	select {
+	case <-g.monitorUp:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return g.monitor, g.monitorErr
+}
+
+func monitorCall(f func(*machine.Monitor, context.Context) error) func(*Guard, context.Context, link.Request) (link.Response, error) {
+	return func(g *Guard, ctx context.Context, r link.Request) (link.Response, error) {
+		closeFiles(r.Files)
+		m, err := g.qemu(ctx)
+		if err != nil {
+			return link.Response{}, err
+		}
+		return link.Response{}, f(m, ctx)
+	}
+}
+
+// run lets the guest go, unless this guard found it running.
+func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	m, err := g.qemu(ctx)
+	if err != nil || g.cfg.Running {
+		return link.Response{}, err
+	}
+	return link.Response{}, m.Continue(ctx)
+}
+
+// powerDown presses the power button, and asks the guest agent too where there is one: a guest without ACPI events
+// hears only that.
+func (g *Guard) powerDown(ctx context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	m, err := g.qemu(ctx)
+	if err != nil {
+		return link.Response{}, err
+	}
+	if err := m.PowerDown(ctx); err != nil {
+		return link.Response{}, err
+	}
+	if g.agent != nil {
+		go func() {
+			ctx, cancel := context.WithTimeout(g.ctx, 5*time.Second)
+			defer cancel()
+			g.agent.Shutdown(ctx)
+		}()
+	}
+	return link.Response{}, nil
+}
+
+// ending waits for QEMU's last word: the daemon asks when QEMU is gone.
+func (g *Guard) ending(ctx context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	m, err := g.qemu(ctx)
+	if err != nil {
+		return link.Response{Body: machine.Ending{}}, nil // it never came up
+	}
+	select {
+	case <-m.Done():
+	case <-ctx.Done():
+	case <-time.After(3 * time.Second):
+	}
+	g.disk.report()
+	return link.Response{Body: m.Ending()}, nil
+}
+
+// panicked is told by the sampler of a panic that is seen in memory.
+func (g *Guard) panicked() bool {
+	if !g.views.panicked() {
+		return false
+	}
+	select {
+	case <-g.monitorUp:
+	default:
+		return false
+	}
+	if g.monitor == nil {
+		return false
+	}
+	g.monitor.Panicked("the guest's kernel panicked (seen in its memory)")
+	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
+	defer cancel()
+	g.monitor.Quit(ctx)
+	return true
+}
+
+func (g *Guard) watch(_ context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	var w link.Watch
+	if err := r.Decode(&w); err != nil {
+		return link.Response{}, err
+	}
+	return link.Response{}, g.disk.watch(w.Paths)
+}
+
+func (g *Guard) cpu(_ context.Context, r link.Request) (link.Response, error) {
+	g.sampler.clock.set(r.Files)
+	return link.Response{}, nil
+}
+
+func (g *Guard) giveRAM(_ context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	f, err := dup(g.ram)
+	if err != nil {
+		return link.Response{}, err
+	}
+	return link.Response{Files: []*os.File{f}}, nil
+}
+
+func (g *Guard) attachConsole(_ context.Context, r link.Request) (link.Response, error) {
+	if len(r.Files) != 1 {
+		closeFiles(r.Files)
+		return link.Response{}, errors.New("console: no socket was given")
+	}
+	c, err := net.FileConn(r.Files[0])
+	closeFiles(r.Files)
+	if err != nil {
+		return link.Response{}, err
+	}
+	if err := g.console.attach(c); err != nil {
+		c.Close()
+		return link.Response{}, err
+	}
+	return link.Response{}, nil
+}
+
+func (g *Guard) status(ctx context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	s := link.GuardStatus{Introspection: g.views.state()}
+	g.disk.status(&s)
+	select {
+	case <-g.monitorUp:
+		if g.monitor != nil {
+			s.QEMU, _ = g.monitor.Status(ctx)
+		}
+	default:
+	}
+	return link.Response{Body: s}, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

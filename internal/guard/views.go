@@ -1,0 +1,195 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"vigia/internal/event"
+	"vigia/internal/introspect"
+	"vigia/internal/kernel"
+	"vigia/internal/link"
+	"vigia/internal/memory"
+)
+
+// attachRetry is how long the guard waits before it looks for the guest's kernel again: it appears some seconds after
+// the start, and a search through memory costs tens of milliseconds.
+const attachRetry = 2 * time.Second
+
+// views are what is seen in the guest's memory, or why nothing is.
+type views struct {
+	mem     *memory.RAM
+	profile *kernel.Profile
+	why     error // memory or profile can't be used at all
+
+	mu       sync.Mutex
+	guest    *introspect.Guest
+	attached error // why guest is nil
+	tried    time.Time
+	quiet    time.Time // not before: the guest reboots
+
+	last, spare []introspect.TaskTime // the sampler's own
+}
+
+func newViews(cfg link.GuardConfig, ram, profile *os.File) *views {
+	v := &views{attached: introspect.ErrNotReady}
+	if ram == nil || profile == nil {
+		v.why = errors.New("this machine's image has no kernel profile: import it with its kernel")
+		return v
+	}
+	var err error
+	if v.mem, err = memory.Map(ram, memory.Q35Layout(cfg.Memory)); err == nil {
+		v.profile, err = kernel.Open(profile)
+	}
+	v.why = err
+	return v
+}
+
+// attach finds the guest's kernel, if it is due to look again.
+func (v *views) attach(now time.Time) (*introspect.Guest, error) {
+	if v.why != nil {
+		return nil, v.why
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if now.Before(v.quiet) {
+		return nil, introspect.ErrNotReady
+	}
+	if v.guest != nil || now.Sub(v.tried) < attachRetry {
+		return v.guest, v.attached
+	}
+	v.tried = now
+	v.guest, v.attached = introspect.Attach(v.mem, v.profile)
+	if v.attached != nil {
+		v.guest = nil
+	}
+	return v.guest, v.attached
+}
+
+// rebooted is told by the monitor: the kernel that was there is over.
+func (v *views) rebooted() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.guest != nil {
+		v.guest.Rebooted()
+	}
+}
+
+func (v *views) state() string {
+	if _, err := v.attach(time.Now()); err != nil {
+		return err.Error()
+	}
+	return "attached: " + v.profile.Version()
+}
+
+// panicked reports whether the guest's kernel has panicked.
+func (v *views) panicked() bool {
+	guest, err := v.attach(time.Now())
+	if err != nil {
+		return false
+	}
+	yes, err := guest.Panicked()
+	v.heard(err)
+	return err == nil && yes
+}
+
+// heard lets go of a guest whose kernel is not found any more, so that it is looked for at attach's pace: a search
+// reads all of its memory.
+func (v *views) heard(err error) {
+	if !errors.Is(err, introspect.ErrNotReady) {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.quiet = time.Now().Add(attachRetry)
+}
+
+// busiest compares two samples of CPU time and names the process that used the most.
+func (v *views) busiest(period time.Duration) (busiest, bool) {
+	guest, err := v.attach(time.Now())
+	if err != nil {
+		return busiest{}, false
+	}
+	now, err := guest.CPU(v.spare[:0])
+	v.heard(err)
+	if err != nil {
+		return busiest{}, false
+	}
+	before := v.last
+	v.last, v.spare = now, before
+	if len(before) == 0 {
+		return busiest{}, false
+	}
+	type key struct{ task, start uint64 }
+	used := make(map[key]uint64, len(before))
+	for i := range before {
+		used[key{before[i].Task, before[i].StartTime}] = before[i].CPU
+	}
+	var most uint64
+	top := -1
+	for i := range now {
+		was, known := used[key{now[i].Task, now[i].StartTime}]
+		if now[i].CPU >= was && (known || now[i].CPU < uint64(2*period)) && now[i].CPU-was > most {
+			most, top = now[i].CPU-was, i
+		}
+	}
+	if top < 0 {
+		return busiest{}, false
+	}
+	b := busiest{pid: now[top].PID, comm: event.Text(now[top].Comm()), percent: float64(1000*most/uint64(period)) / 10}
+	if p, err := guest.Detail(now[top]); err == nil {
+		b.exe, b.cmdline = p.Exe, p.Cmdline
+	}
+	return b, true
+}
+
+func (g *Guard) processes(_ context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	guest, err := g.views.attach(time.Now())
+	if err != nil {
+		return link.Response{}, fmt.Errorf("nothing can be seen in this machine's memory: %w", err)
+	}
+	list, err := guest.Processes()
+	if err != nil {
+		return link.Response{}, err
+	}
+	out := make([]link.Process, len(list))
+	for i, p := range list {
+		out[i] = link.Process{PID: p.PID, PPID: p.PPID, UID: int64(p.UID), Comm: p.Comm, Cmdline: p.Cmdline, Exe: p.Exe,
+			CPUSeconds: p.CPUSeconds, Start: p.Start, State: p.State, Threads: p.Threads, Kernel: p.Kernel}
+	}
+	return link.Response{Body: out}, nil
+}
+
+func (g *Guard) modules(_ context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	guest, err := g.views.attach(time.Now())
+	if err != nil {
+		return link.Response{}, fmt.Errorf("nothing can be seen in this machine's memory: %w", err)
+	}
+	list, err := guest.Modules()
+	if err != nil {
+		return link.Response{}, err
+	}
+	out := make([]link.Module, len(list))
+	for i, m := range list {
+		out[i] = link.Module{Name: m.Name, Address: m.Address, Size: m.Size}
+	}
+	return link.Response{Body: out}, nil
+}
+
+func dup(f *os.File) (*os.File, error) {
+	if f == nil {
+		return nil, errors.New("no memory was given")
+	}
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
