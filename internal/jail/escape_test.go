@@ -80,6 +80,19 @@ func TestHonestWorkGoesOn(t *testing.T) {
 	}
 }
 
+// A worker does its work with what it was handed: disk, memory, descriptors received, connections taken; and the gate
+// alone reaches outside.
+func TestHandedOverThingsWork(t *testing.T) {
+	for _, c := range callers() {
+		for _, profile := range profileNames[1:] {
+			o := c.drive(t, profile, "", "serve")["serve"]
+			if string(o.Said) != `"served"` {
+				t.Errorf("%s %s: %s %s %s %s", c.name, profile, o.Said, o.Exit, o.Error, o.Log)
+			}
+		}
+	}
+}
+
 // What a process says of itself at its start, and what /proc says of it, is what its table says.
 func TestTablesAreInForce(t *testing.T) {
 	for _, c := range callers() {

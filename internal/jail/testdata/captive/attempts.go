@@ -27,6 +27,9 @@ func attempt(name string) error {
 	if name == "threads" {
 		threads()
 	}
+	if name == "serve" {
+		return say(serve())
+	}
 	if name == "live" {
 		return say(live())
 	}

@@ -100,7 +100,15 @@ func start(profile string, user *jail.User, attempt string, out, log *os.File) (
 	if !ok {
 		return nil, fmt.Errorf("no profile %q", profile)
 	}
-	return jail.Worker{Profile: p, Args: []string{"worker", profile, attempt}, User: user, Stdout: out, Stderr: log}.Start(ctx)
+	w := jail.Worker{Profile: p, Args: []string{"worker", profile, attempt}, User: user, Stdout: out, Stderr: log}
+	if attempt == "serve" {
+		s, err := newService()
+		if err != nil {
+			return nil, err
+		}
+		w.Files, w.Env = s.files, []string{"UPSTREAM=" + s.upstream}
+	}
+	return w.Start(ctx)
 }
 
 // refuse makes this process and all it starts live on a lesser host.
