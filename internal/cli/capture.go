@@ -35,12 +35,7 @@ func (a *app) captureCmd() *cobra.Command {
 				return usagef("for %s: use a time such as 30s", length)
 			}
 			req.Name = args[0]
-			if length > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, length)
-				defer cancel()
-			}
-			return a.capture(ctx, c, req, file)
+			return a.capture(ctx, c, req, file, length)
 		}),
 		ValidArgsFunction: a.machineNames,
 	}
@@ -51,54 +46,72 @@ func (a *app) captureCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) capture(ctx context.Context, c *api.Client, req *vigiav1.CaptureRequest, file string) error {
+func (a *app) capture(ctx context.Context, c *api.Client, req *vigiav1.CaptureRequest, file string, length time.Duration) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	stream, err := c.Machines.Capture(ctx, connect.NewRequest(req))
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
-	// The file is made when the first bytes are there: a refused capture leaves none, and no old one is lost to it.
-	var out io.Writer
-	var written int
+	out := &captureFile{a: a, name: file}
+	defer out.Close()
 	for stream.Receive() {
-		if out == nil {
-			if out, err = a.create(file); err != nil {
-				return err
-			}
+		if length > 0 {
+			defer time.AfterFunc(length, end).Stop() // counted from the header, when the capture has begun
+			length = 0
 		}
-		n, err := out.Write(stream.Msg().GetData())
-		if written += n; err != nil {
-			return err
-		}
-	}
-	if f, ok := out.(*os.File); ok && file != "-" {
-		if err := f.Close(); err != nil {
+		if _, err := out.Write(stream.Msg().GetData()); err != nil {
 			return err
 		}
 	}
 	if err := stream.Err(); err != nil && !ended(ctx, err) {
 		return err
 	}
+	if err := out.Close(); err != nil {
+		return err
+	}
 	if file != "-" && !a.json() {
-		a.note("%s: %s captured", file, formatSize(uint64(written)))
+		a.note("%s: %s captured", file, formatSize(out.written))
 	}
 	return nil
+}
+
+// captureFile is made when the first bytes are there: a refused capture leaves none, and no old one is lost to it.
+type captureFile struct {
+	a       *app
+	name    string // - is the standard output
+	file    *os.File
+	written uint64
+}
+
+func (c *captureFile) Write(p []byte) (n int, err error) {
+	var w io.Writer = c.a.std.Out
+	if c.name != "-" {
+		if c.file == nil {
+			// Frames hold what the guest sent and received: they are for the owner alone.
+			if c.file, err = os.OpenFile(c.name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+				return 0, fmt.Errorf("capture: %w", err)
+			}
+		}
+		w = c.file
+	}
+	n, err = w.Write(p)
+	c.written += uint64(n)
+	return n, err
+}
+
+func (c *captureFile) Close() error {
+	if c.file == nil {
+		return nil
+	}
+	f := c.file
+	c.file = nil
+	return f.Close()
 }
 
 // ended tells an end that the person asked for, by Ctrl-C or a time, from a failure.
 func ended(ctx context.Context, err error) bool {
 	code := connect.CodeOf(err)
 	return ctx.Err() != nil && (code == connect.CodeCanceled || code == connect.CodeDeadlineExceeded || errors.Is(err, ctx.Err()))
-}
-
-// create opens what -w names. Frames hold what the guest sent and received: they are for the owner alone.
-func (a *app) create(file string) (io.Writer, error) {
-	if file == "-" {
-		return a.std.Out, nil
-	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("capture: %w", err)
-	}
-	return f, nil
 }

@@ -83,6 +83,8 @@ func (a *app) console(ctx context.Context, c *api.Client, name string, o console
 	defer leave()
 	stream := c.Machines.Console(ctx)
 	defer stream.CloseResponse()
+	// net/http looks at ctx only once the request has ended: without this, an open console could not be left.
+	defer context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })()
 	// A refusal shows at the first Receive: Send's error says only that there is one.
 	if err := stream.Send(&vigiav1.ConsoleInput{Name: name}); err != nil && !errors.Is(err, io.EOF) {
 		return err

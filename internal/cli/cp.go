@@ -62,7 +62,7 @@ func parseEnd(s string) end {
 }
 
 func (a *app) copyIn(ctx context.Context, c *api.Client, file string, to end) error {
-	in, mode := a.std.In, os.FileMode(0o644)
+	in, mode := a.input(ctx), os.FileMode(0o644)
 	if strings.HasSuffix(to.path, "/") {
 		if file == "-" {
 			return usagef("%s: name the file that the standard input becomes", to.path)

@@ -113,7 +113,7 @@ func (a *app) writeEvent(out *bufio.Writer, e *vigiav1.Event) error {
 		_, err := out.WriteString(eventLine(e))
 		return err
 	}
-	text, err := api.JSON(e)
+	text, err := encode(api.JSONValue(e))
 	if err != nil {
 		return err
 	}

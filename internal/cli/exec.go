@@ -95,33 +95,17 @@ func (a *app) exec(ctx context.Context, c *api.Client, name string, command []st
 
 // readStdin reads all of the input. A script that inherits an input which never ends would hang here: it is told.
 func (a *app) readStdin(ctx context.Context) ([]byte, error) {
-	type read struct {
-		data []byte
-		err  error
+	defer time.AfterFunc(stdinPatience, func() {
+		a.note("waiting for the end of the standard input; -n runs the command without it")
+	}).Stop()
+	data, err := io.ReadAll(io.LimitReader(a.input(ctx), maxStdin+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("standard input: %w", err)
+	case len(data) > maxStdin:
+		return nil, fmt.Errorf("standard input is larger than %s: use vigia cp", formatSize(maxStdin))
 	}
-	done := make(chan read, 1)
-	go func() {
-		data, err := io.ReadAll(io.LimitReader(a.std.In, maxStdin+1))
-		done <- read{data, err}
-	}()
-	patience := time.NewTimer(stdinPatience)
-	defer patience.Stop()
-	for {
-		select {
-		case r := <-done:
-			if r.err != nil {
-				return nil, fmt.Errorf("standard input: %w", r.err)
-			}
-			if len(r.data) > maxStdin {
-				return nil, fmt.Errorf("standard input is larger than %s: use vigia cp", formatSize(maxStdin))
-			}
-			return r.data, nil
-		case <-patience.C:
-			a.note("waiting for the end of the standard input; -n runs the command without it")
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
+	return data, nil
 }
 
 // execResult gathers what comes back from a command.
@@ -170,12 +154,12 @@ func text(b []byte) string { return strings.ToValidUTF8(string(b), "\uFFFD") }
 
 // exitStatus fits a guest's claim into what a process can end with: 256 must not become 0.
 func exitStatus(last *vigiav1.ExecOutput) int {
-	code := int(last.GetExitCode())
-	if s := int(last.GetSignal()); s != 0 {
-		code = 128 + s
-	}
-	if code < 0 || code > 255 {
+	code, signal := last.GetExitCode(), last.GetSignal()
+	switch {
+	case code < 0 || code > 255 || signal < 0 || signal > 127:
 		return 255
+	case signal > 0:
+		return 128 + int(signal)
 	}
-	return code
+	return int(code)
 }

@@ -35,7 +35,7 @@ func (a *app) imageBuildCmd() *cobra.Command {
 			"YAML file, which is told by a '/' or by .yaml or .yml at its end; - reads it from the standard input.",
 		Args: oneArg("RECIPE"),
 		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
-			if err := a.readRecipe(req, args[0]); err != nil {
+			if err := a.readRecipe(ctx, req, args[0]); err != nil {
 				return err
 			}
 			stream, err := c.Images.Build(ctx, connect.NewRequest(req))
@@ -49,12 +49,12 @@ func (a *app) imageBuildCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) readRecipe(req *vigiav1.BuildRequest, arg string) error {
+func (a *app) readRecipe(ctx context.Context, req *vigiav1.BuildRequest, arg string) error {
 	if arg != "-" && !strings.Contains(arg, "/") && !strings.HasSuffix(arg, ".yaml") && !strings.HasSuffix(arg, ".yml") {
 		req.Recipe = arg
 		return nil
 	}
-	in := a.std.In
+	in := a.input(ctx)
 	if arg != "-" {
 		f, err := os.Open(arg)
 		if err != nil {
@@ -96,6 +96,9 @@ func (a *app) imageImportCmd() *cobra.Command {
 			}
 			if req.Name == "" {
 				req.Name = nameOf(req.File)
+			}
+			if req.Name == "" {
+				return usagef("disk %s: no name can be made of its file's: give one with --name", args[0])
 			}
 			stream, err := c.Images.Import(ctx, connect.NewRequest(req))
 			if err != nil {

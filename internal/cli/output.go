@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -44,7 +46,28 @@ func encode(v any) ([]byte, error) {
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	err := enc.Encode(v)
-	return bytes.TrimRight(b.Bytes(), "\n"), err
+	return asciiControls(bytes.TrimRight(b.Bytes(), "\n")), err
+}
+
+// asciiControls escapes what encoding/json leaves as it is though a terminal may act on it: DEL, the C1 controls, and
+// what reorders or hides text. Outside of strings JSON has none of these, so the value stays the same.
+func asciiControls(text []byte) []byte {
+	if isPlain(string(text)) {
+		return text
+	}
+	out := make([]byte, 0, len(text)+16)
+	for _, r := range string(text) {
+		switch {
+		case unicode.IsPrint(r):
+			out = utf8.AppendRune(out, r)
+		case r < 0x10000:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		default:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		}
+	}
+	return out
 }
 
 // printf prints text. Strings that a guest may have chosen must have gone through plain.

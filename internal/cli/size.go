@@ -14,7 +14,11 @@ var units = map[string]uint64{"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "
 func parseSize(s string) (uint64, error) {
 	digits := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	unit := strings.ToLower(s[len(digits):])
-	unit = strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")
+	if len(unit) == 3 {
+		unit = strings.TrimSuffix(unit, "ib")
+	} else {
+		unit = strings.TrimSuffix(unit, "b")
+	}
 	mul, known := units[unit]
 	n, err := strconv.ParseUint(digits, 10, 64)
 	hi, lo := bits.Mul64(n, mul)
@@ -33,9 +37,9 @@ func formatSize(n uint64) string {
 	for value >= 1023.5 && unit < 4 {
 		value, unit = value/(1<<10), unit+1
 	}
-	format := "%.1f"
-	if value == float64(int64(value)) || value >= 99.95 {
-		format = "%.0f"
+	digits := strconv.FormatFloat(value, 'f', 1, 64)
+	if value >= 99.95 {
+		digits = strconv.FormatFloat(value, 'f', 0, 64)
 	}
-	return fmt.Sprintf(format, value) + "KMGTP"[unit:unit+1]
+	return strings.TrimSuffix(digits, ".0") + "KMGTP"[unit:unit+1]
 }

@@ -68,7 +68,7 @@ func (a *app) modulesCmd() *cobra.Command {
 			}
 			t := newTable("NAME", "ADDRESS", ">SIZE")
 			for _, m := range res.Msg.GetModules() {
-				t.add(m.GetName(), fmt.Sprintf("%#016x", m.GetAddress()), number(m.GetSize()))
+				t.add(m.GetName(), fmt.Sprintf("0x%016x", m.GetAddress()), number(m.GetSize()))
 			}
 			return a.printTable(t)
 		}),
