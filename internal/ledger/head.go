@@ -46,9 +46,9 @@ func signHead(s note.Signer, size uint64, root Hash, at time.Time) (Head, error)
 // ParseHead checks a head's signature and reads it. Only the very bytes that signHead writes are accepted: a
 // signature holds under a few other spellings of the same text, and a changed byte must not pass.
 func ParseHead(text []byte, vkey string) (Head, error) {
-	verifier, err := note.NewVerifier(vkey)
+	verifier, err := checkKey(vkey)
 	if err != nil {
-		return Head{}, fmt.Errorf("%w: public key: %v", ErrKey, err)
+		return Head{}, err
 	}
 	return parseHead(text, verifier)
 }

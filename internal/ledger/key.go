@@ -86,6 +86,33 @@ func publicKey(skey string) (string, error) {
 	return note.NewEd25519VerifierKey(parts[2], pub)
 }
 
+// canonicalSecret is the one spelling of a signing key, whose digits could also be capitals.
+func canonicalSecret(skey, vkey string) string {
+	parts, public := strings.SplitN(skey, "+", 5), strings.SplitN(vkey, "+", 3)
+	raw, err := base64.StdEncoding.Strict().DecodeString(parts[len(parts)-1])
+	if err != nil || len(public) != 3 {
+		return ""
+	}
+	return "PRIVATE+KEY+" + public[0] + "+" + public[1] + "+" + base64.StdEncoding.EncodeToString(raw)
+}
+
+// checkKey makes sure that vkey is a public key in its one spelling.
+func checkKey(vkey string) (note.Verifier, error) {
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		return nil, fmt.Errorf("%w: public key: %v", ErrKey, err)
+	}
+	parts := strings.SplitN(vkey, "+", 3)
+	raw, err := base64.StdEncoding.Strict().DecodeString(parts[len(parts)-1])
+	if err != nil || len(raw) != 1+ed25519.PublicKeySize {
+		return nil, fmt.Errorf("%w: not an ed25519 public key", ErrKey)
+	}
+	if canonical, err := note.NewEd25519VerifierKey(v.Name(), raw[1:]); err != nil || canonical != vkey {
+		return nil, fmt.Errorf("%w: public key is not in its usual spelling", ErrKey)
+	}
+	return v, nil
+}
+
 // publishKey writes key.pub, or checks that the one there is this key's.
 func publishKey(path, vkey string) error {
 	b, err := os.ReadFile(path)
@@ -108,9 +135,12 @@ func ReadKey(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrKey, err)
 	}
-	vkey := strings.TrimSuffix(string(b), "\n")
-	if _, err := note.NewVerifier(vkey); err != nil {
-		return "", fmt.Errorf("%w: %s: %v", ErrKey, pubKeyFile, err)
+	vkey, newline := strings.CutSuffix(string(b), "\n")
+	if _, err := checkKey(vkey); err != nil {
+		return "", fmt.Errorf("%s: %w", pubKeyFile, err)
+	}
+	if !newline {
+		return "", fmt.Errorf("%w: %s is cut off", ErrKey, pubKeyFile)
 	}
 	return vkey, nil
 }
@@ -131,7 +161,7 @@ func checkKeys(dir, vkey string) error {
 		return nil // an auditor's copy has none
 	}
 	skey, newline := strings.CutSuffix(string(b), "\n")
-	if pub, err := publicKey(skey); !newline || err != nil || pub != vkey {
+	if pub, err := publicKey(skey); !newline || err != nil || pub != vkey || canonicalSecret(skey, vkey) != skey {
 		return fmt.Errorf("%w: %s does not belong to %s", ErrKey, keyFile, pubKeyFile)
 	}
 	if _, err := note.NewSigner(skey); err != nil {

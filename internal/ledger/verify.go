@@ -41,8 +41,8 @@ type Report struct {
 func Verify(ctx context.Context, dir, vkey string, opts VerifyOptions) (Report, error) {
 	v := &verification{dir: dir}
 	var err error
-	if v.verifier, err = note.NewVerifier(vkey); err != nil {
-		return Report{}, fmt.Errorf("%w: public key: %v", ErrKey, err)
+	if v.verifier, err = checkKey(vkey); err != nil {
+		return Report{}, err
 	}
 	if err := v.snapshot(vkey); err != nil {
 		return Report{}, err
@@ -270,15 +270,8 @@ func (v *verification) meet(whole *compact.Range) error {
 	for len(v.marks) > 0 && v.marks[0].Size == whole.End() {
 		h := v.marks[0]
 		v.marks = v.marks[1:]
-		root, err := whole.GetRootHash(nil)
-		if err != nil {
+		if err := checkRoot(whole, h); err != nil {
 			return err
-		}
-		if whole.End() == 0 {
-			root = rfc6962.DefaultHasher.EmptyRoot()
-		}
-		if !bytes.Equal(root, h.Root[:]) {
-			return fmt.Errorf("%w: of %d entries, signed %s", ErrForked, h.Size, h.Time.Format("2006-01-02 15:04:05"))
 		}
 	}
 	return nil

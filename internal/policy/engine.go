@@ -10,12 +10,12 @@ import (
 
 // Bounds of what the engine keeps.
 const (
-	maxMachines  = 4096  // machines with state; the longest unseen makes room
-	maxSequences = 16    // begun and not complete, for each rule and machine
-	maxGroups    = 256   // values of count's by, for each count
-	maxMarks     = 4096  // events and values remembered by one count, over all groups
-	maxEvents    = 64    // ids in a decision
-	maxText      = 256   // bytes of a value of by or distinct that are compared
+	maxMachines  = 4096 // machines with state; the longest unseen makes room
+	maxSequences = 16   // begun and not complete, for each rule and machine
+	maxGroups    = 256  // values of count's by, for each count
+	maxMarks     = 4096 // events and values remembered by one count, over all groups
+	maxEvents    = 64   // ids in a decision
+	maxText      = 256  // bytes of a value of by or distinct that are compared
 )
 
 // Late is how much older than the newest event of its machine an event may be and still count. Sources deliver each at
