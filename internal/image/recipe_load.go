@@ -74,7 +74,11 @@ func Parse(file string, text []byte, beside fs.FS) (Recipe, error) {
 		return Recipe{}, fmt.Errorf("%w: %s: longer than %d bytes", ErrRecipe, file, maxRecipe)
 	}
 	var r Recipe
-	tree, err := parser.ParseBytes(text, 0)
+	var tree *ast.File
+	err := noPanic(func() (err error) {
+		tree, err = parser.ParseBytes(text, 0)
+		return err
+	})
 	if err != nil {
 		return Recipe{}, located(file, err)
 	}
@@ -87,7 +91,7 @@ func Parse(file string, text []byte, beside fs.FS) (Recipe, error) {
 	if alias := findAlias(tree.Docs[0].Body); alias != nil {
 		return Recipe{}, fmt.Errorf("%w: %s:%d: aliases are not used in recipes", ErrRecipe, file, alias.GetToken().Position.Line)
 	}
-	if err := yaml.NodeToValue(tree.Docs[0].Body, &r, yaml.Strict()); err != nil {
+	if err := noPanic(func() error { return yaml.NodeToValue(tree.Docs[0].Body, &r, yaml.Strict()) }); err != nil {
 		return Recipe{}, located(file, err)
 	}
 	err = r.finish(file, beside)
@@ -166,6 +170,17 @@ func (r *Recipe) readSources(beside fs.FS) error {
 		return wrongf("files", "all files together are over %d MiB", maxFiles>>20)
 	}
 	return nil
+}
+
+// noPanic makes an error of a panic of the YAML library, which a few broken texts cause: an anchor without a value in
+// place of a list is one.
+func noPanic(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errors.New("not valid YAML")
+		}
+	}()
+	return f()
 }
 
 // located adds file and line to an error of the YAML decoder.
