@@ -58,9 +58,6 @@ func (w *builder) tables() error {
 	perBlock := uint32(sb.blockSize / sb.inodeSize)
 	for g, gr := range w.f.groups {
 		blocks := int((gr.used + perBlock - 1) / perBlock)
-		if w.v.layers != nil {
-			blocks = int(sb.tableBlocks()) // the journal may know of more than the group descriptor
-		}
 		for at := 0; at < blocks; at += step {
 			n := min(step, blocks-at)
 			if err := w.v.run(gr.inodeTable+uint64(at), n, buf); err != nil {

@@ -95,12 +95,12 @@ func (d *delta) blocks(tx *transaction, top map[uint64]logged) {
 			d.inodes(t.block)
 		case o == specialSuper:
 			d.super(t.block)
-		case o == specialGroups || o == specialBitmap || o == unowned:
+		case o == specialGroups || o == specialBitmap:
 		case o.kind() == ownTree:
 			trees = append(trees, owned{o, t.block, 1})
 		case o.kind() == ownDir:
 			d.dirs[t.block] = o.inode()
-		default:
+		default: // of a file, or of nobody yet: its own data, or metadata that are new
 			d.data = append(d.data, owned{o, t.block, 1})
 		}
 	}
@@ -113,7 +113,7 @@ func (d *delta) super(block uint64) {
 		return
 	}
 	at := superOffset % d.f.sb.blockSize
-	sb, err := parseSuper(d.b[at:], int64(d.f.sb.blocks)*d.f.sb.blockSize)
+	sb, err := parseSuper(d.b[at:], int64(d.f.v.limit)*d.f.sb.blockSize)
 	d.resized = d.resized || err != nil || !sb.same(d.f.sb)
 }
 
@@ -402,11 +402,7 @@ func (t *Tracker) finish(d *delta, tx *transaction, came, went []named) {
 		t.parents.add(n.inode, n.dir)
 	}
 	t.rename(d, came, went, tx.time)
-	for _, w := range d.data {
-		if o, _ := d.x.at(w.start); o == w.owner {
-			t.wrote(o, int64(w.n)*t.fs.sb.blockSize, false)
-		}
-	}
+	t.journalled(d)
 	for _, g := range d.gained {
 		t.bind(g)
 	}
@@ -418,17 +414,31 @@ func (t *Tracker) finish(d *delta, tx *transaction, came, went []named) {
 	}
 }
 
+// journalled reports file data that were written to the journal itself, run by run.
+func (t *Tracker) journalled(d *delta) {
+	slices.SortFunc(d.data, func(a, b owned) int { return cmp.Compare(a.start, b.start) })
+	for i := 0; i < len(d.data); {
+		first := d.data[i]
+		o, _ := d.x.at(first.start)
+		n := uint64(1)
+		for i++; i < len(d.data) && d.data[i].start == first.start+n && d.data[i].owner == first.owner; i++ {
+			if next, _ := d.x.at(d.data[i].start); next != o {
+				break
+			}
+			n++
+		}
+		if o != unowned && o.kind() == ownData {
+			t.wrote(o, int64(n)*t.fs.sb.blockSize, first.owner != o)
+		}
+	}
+}
+
 // bind reports the writes to blocks that have got their owner just now.
 func (t *Tracker) bind(g owned) {
-	if g.kind() != ownData {
+	if g.kind() != ownData || t.quiet {
 		return
 	}
 	n := t.pending.take(g.start, g.start+g.n)
-	for b := g.start; t.data.Load() > 0 && b < g.start+g.n; b++ {
-		if l, ok := t.overlay[b]; ok && l.data {
-			n++ // new data in the journal itself
-		}
-	}
 	if n > 0 {
 		t.wrote(g.owner, int64(n)*t.fs.sb.blockSize, true)
 	}

@@ -79,9 +79,9 @@ type fastRecord struct {
 // comes next.
 func (j *journal) fast(n uint32) (records []fastRecord, blocks uint32) {
 	sum := uint32(0)
-	for ; j.last+n+blocks < j.maxlen; blocks++ {
+	for ; j.last+1+n+blocks < j.maxlen; blocks++ { // the block at j.last is not used
 		b := make([]byte, j.v.bs)
-		if j.read(j.last+n+blocks, b) != nil {
+		if j.read(j.last+1+n+blocks, b) != nil {
 			return nil, 0
 		}
 		for at := 0; at+4 <= len(b); {
@@ -127,6 +127,9 @@ func (t *Tracker) applyFast(records []fastRecord) {
 	if t.fast.fresh == nil {
 		t.fast.fresh = map[uint32]named{}
 	}
+	// The guest's kernel may be replaying these records right now: what is in its place already is no difference.
+	came = slices.DeleteFunc(came, t.inPlace)
+	went = slices.DeleteFunc(went, func(n named) bool { return !t.inPlace(n) && t.fast.fresh[n.inode] != n })
 	for _, n := range came {
 		t.fast.fresh[n.inode] = n
 		t.parents.add(n.inode, n.dir)
@@ -140,6 +143,16 @@ func (t *Tracker) applyFast(records []fastRecord) {
 	for _, g := range d.gained {
 		t.bind(g)
 	}
+}
+
+// inPlace says whether a directory block holds a name.
+func (t *Tracker) inPlace(n named) bool {
+	dir, err := t.fs.inode(n.dir)
+	if err != nil {
+		return false
+	}
+	inode, err := t.fs.child(t.view(), dir, n.name)
+	return err == nil && inode == n.inode
 }
 
 // fastRange takes or gives up a range of one file's blocks.

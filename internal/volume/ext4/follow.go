@@ -65,6 +65,12 @@ func (t *Tracker) journalSuper() {
 	if live && j.live && int32(j.seq-seq) > 1 {
 		t.markStale("the journal jumped")
 	}
+	// A kernel that mounts after a crash writes what fast commits say straight to its place. While the log still holds
+	// older copies of those blocks they hide it, in a rebuild too.
+	if t.differs || t.fast.next > 0 && !j.live {
+		t.differs = false
+		t.markStale("blocks were changed under the journal")
+	}
 	t.fast.reset()
 }
 
@@ -169,8 +175,9 @@ func (t *Tracker) metadata(o owner, b, end uint64, off, n int64, data []byte) {
 		switch {
 		case o == specialSuper:
 			t.superWritten()
-		case o == specialBitmap || o == specialGroups:
+		case o == specialBitmap || o == specialGroups && t.fs.log != nil:
 		case held && !same:
+			t.differs = true
 			t.markStale("metadata differ from what the journal committed")
 		case !held && !t.harmless(o, b, off, data):
 			t.markStale("metadata were written outside the journal")
@@ -221,12 +228,13 @@ func (t *Tracker) superWritten() {
 
 // markStale starts a rebuild after a little quiet, and seldom enough to leave the processor alone.
 func (t *Tracker) markStale(why string) {
-	t.stale.Store(true)
-	t.stats.Reason = why
+	if !t.stale.Swap(true) || t.tries > 0 {
+		t.stats.Reason = why
+	}
 	if t.timer != nil || t.closed {
 		return
 	}
-	t.timer = time.AfterFunc(max(t.o.RebuildDelay, 20*t.stats.LastBuild), func() {
+	t.timer = time.AfterFunc(max(t.o.RebuildDelay, 20*t.stats.LastBuild)<<t.tries, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.timer = nil
@@ -234,6 +242,13 @@ func (t *Tracker) markStale(why string) {
 			_ = t.rebuild(t.stats.Reason) // its error is in Stats
 		}
 	})
+}
+
+// mend has the index rebuilt after a write that may have completed what was broken.
+func (t *Tracker) mend() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.markStale("blocks were written outside the journal")
 }
 
 // Sync rebuilds a stale index now instead of soon.
@@ -251,18 +266,22 @@ func (t *Tracker) rebuild(why string) error {
 	began := time.Now()
 	first := t.fsAt.Load() == nil
 	err := t.load()
-	if err != nil && first {
-		return err
-	}
 	t.stats.LastBuild = time.Since(began)
-	if !first {
+	var unsupported ErrUnsupported
+	switch {
+	case first:
+		return err
+	case err == nil:
 		t.stats.Rebuilds++
-	}
-	t.stats.Reason, t.stats.State = why, ""
-	if err != nil {
+		t.stats.Reason, t.stats.State, t.tries = why, "", 0
+		t.stale.Store(false)
+	case errors.Is(err, ErrNotExt4) || errors.As(err, &unsupported):
 		t.lose(err)
+		t.stale.Store(false)
+	default: // it may be in the middle of a change
+		t.tries = min(t.tries+1, 10)
+		t.markStale(err.Error())
 	}
-	t.stale.Store(false)
 	return err
 }
 
@@ -283,6 +302,7 @@ func (t *Tracker) load() error {
 	t.fs, t.parents, t.gone = f, b.parents, map[uint32]string{}
 	t.overlay, t.holds = map[uint64]logged{}, map[uint32]uint64{}
 	t.data.Store(0)
+	t.torn.Store(f.log == nil && b.skipped > 0)
 	if f.v.layers != nil {
 		for block, l := range f.v.layers[0] {
 			o, _ := b.index.at(block)
@@ -301,7 +321,6 @@ func (t *Tracker) load() error {
 	t.index.Store(b.index)
 	t.fsAt.Store(&geometry{off: t.at.Offset, end: t.at.Offset + int64(f.sb.blocks)<<shift, shift: shift})
 	t.rewatch(was != nil)
-	t.followFast()
 	return nil
 }
 

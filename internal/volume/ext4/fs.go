@@ -58,7 +58,7 @@ func open(r io.ReaderAt, off, size int64) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &FS{sb: sb, v: &view{r: r, off: off, bs: sb.blockSize, blocks: sb.blocks}}
+	f := &FS{sb: sb, v: &view{r: r, off: off, bs: sb.blockSize, blocks: sb.blocks, limit: uint64(size / sb.blockSize)}}
 	if f.groups, err = sb.readGroups(f.v); err != nil {
 		return nil, err
 	}
@@ -137,11 +137,34 @@ func (f *FS) replay() {
 	}
 	f.v.layers = []map[uint64]logged{layer}
 	if len(layer) > 0 {
-		if groups, err := f.sb.readGroups(f.v); err == nil {
-			f.groups = groups
-			f.sortTables()
+		if err := f.reread(); err != nil {
+			f.note("journal: " + err.Error())
 		}
 	}
+}
+
+// reread takes the superblock and the group descriptors from the journal: it may hold newer ones, of a larger file system.
+func (f *FS) reread() error {
+	buf := make([]byte, f.sb.blockSize)
+	if err := f.v.block(uint64(superOffset/f.sb.blockSize), buf); err != nil {
+		return err
+	}
+	sb, err := parseSuper(buf[superOffset%f.sb.blockSize:], int64(f.v.limit)*f.sb.blockSize)
+	if err != nil {
+		return err
+	}
+	if sb.blockSize != f.sb.blockSize {
+		return corrupt("the journal changes the block size")
+	}
+	v := *f.v
+	v.blocks = sb.blocks
+	groups, err := sb.readGroups(&v)
+	if err != nil {
+		return err
+	}
+	f.sb, f.v, f.groups = sb, &v, groups
+	f.sortTables()
+	return nil
 }
 
 func (f *FS) note(s string) { f.notes = append(f.notes, s) }

@@ -270,7 +270,7 @@ func (j *journal) descriptor(tx *transaction, pos uint32) (n uint32, ok bool, er
 	size := j.tagSize()
 	for at := 12; at+size <= end; {
 		t := j.tag(b[at:])
-		if t.block >= j.v.blocks || n >= j.last-j.first {
+		if t.block >= j.v.limit || n >= j.last-j.first {
 			return 0, false, corrupt("journal names block %d", t.block)
 		}
 		index := j.wrap(pos + n)

@@ -206,12 +206,15 @@ func (s *superblock) tableBlocks() uint64 {
 // descBlock is the block of the n-th block of group descriptors.
 func (s *superblock) descBlock(n uint32) uint64 {
 	if s.incompat&incompatMetaBG == 0 || n < s.firstMetaBG {
-		return uint64(s.firstData) + 1 + uint64(n)
+		return uint64(superOffset/s.blockSize) + 1 + uint64(n)
 	}
 	first := n * uint32(s.blockSize/s.descSize) // the meta group's first group
 	b := uint64(s.firstData) + uint64(first)*uint64(s.blocksPerGroup)
-	if first == 0 || s.ro&1 == 0 || isPowerGroup(first) {
+	if s.ro&1 == 0 || isPowerGroup(first) {
 		b++ // behind the group's copy of the superblock
+	}
+	if n == 0 && s.blockSize == 1024 && s.firstData == 0 {
+		b++ // bigalloc counts the boot block
 	}
 	return b
 }
@@ -291,6 +294,7 @@ type view struct {
 	off    int64
 	bs     int64
 	blocks uint64
+	limit  uint64              // blocks of the volume: a journal may speak of those that a resize adds
 	layers []map[uint64]logged // nearest last
 	log    *journal
 }

@@ -93,6 +93,7 @@ type Tracker struct {
 	index   atomic.Pointer[index]
 	watched atomic.Pointer[watchSet]
 	stale   atomic.Bool
+	torn    atomic.Bool // no journal, and some map or directory was not whole: its blocks may come yet
 	counts  counter
 	pending pending
 
@@ -104,9 +105,12 @@ type Tracker struct {
 	parents *parents
 	watch   *watcher
 	fast    fastLog
+	differs bool // something was written to its place that the journal has otherwise
 	stats   Stats
 	gone    map[uint32]string // last paths of deleted inodes that have counts
 	timer   *time.Timer
+	quiet   bool // while the index is being built nothing is reported
+	tries   int  // rebuilds that failed in a row
 	closed  bool
 }
 
@@ -316,6 +320,9 @@ func (t *Tracker) written(off, n int64, data []byte) {
 			t.metadata(o, b, next, off, n, data)
 		case o == unowned:
 			t.pending.add(b, next)
+			if t.torn.Load() {
+				t.mend()
+			}
 		case t.data.Load() > 0:
 			t.writtenBack(o, b, next, off, n)
 		default:

@@ -1,6 +1,8 @@
 package ext4
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"path"
@@ -300,19 +302,52 @@ func (t *Tracker) rename(d *delta, came, went []named, at time.Time) {
 	now := t.publish(was, d, touched)
 	t.report(touched, came, went, at, d == nil)
 	t.compare(was, now, at)
+	t.inlineWritten(now, d)
 }
 
-// rewatch resolves all watches after a rebuild.
+// rewatch resolves all watches after the index was built, fast commits included, and reports what is different from
+// before. What is there at the attach is no change.
 func (t *Tracker) rewatch(again bool) {
-	if !again {
-		t.watched.Store(&watchSet{})
+	was, bound := &watchSet{}, maps.Clone(t.watch.bound)
+	if again {
+		was = t.watched.Load()
 	}
-	changed := t.o.Changed
-	if !again {
-		t.o.Changed = nil // what is there at the attach is no change
-	}
+	t.watched.Store(was)
+	t.quiet = true
 	t.rename(nil, nil, nil, time.Time{})
-	t.o.Changed = changed
+	t.followFast()
+	t.quiet = false
+	if !again {
+		return
+	}
+	touched := map[string]uint32{}
+	for p := range t.watch.bound {
+		touched[p] = bound[p]
+	}
+	for p, inode := range bound {
+		touched[p] = inode
+	}
+	t.report(touched, nil, nil, time.Time{}, true)
+	t.compare(was, t.watched.Load(), time.Time{})
+	if t.fs.log == nil {
+		t.bindWatched()
+	}
+}
+
+// bindWatched does for a file system without a journal what a commit does: it finds the owner of what was written.
+func (t *Tracker) bindWatched() {
+	for _, number := range slices.Sorted(maps.Keys(t.watched.Load().files)) {
+		i, err := t.fs.inode(number)
+		if err != nil || !i.isRegular() {
+			continue
+		}
+		m := mapper{v: t.view(), budget: 1 << 16, visit: func(s span) error {
+			t.bind(owned{ownerOf(i, s), s.start, s.n})
+			return nil
+		}}
+		_ = m.inode(i) // a broken map is in Stats
+	}
+	t.pending.turn()
 }
 
 // publish makes the set for the hot path.
@@ -381,8 +416,14 @@ func (t *Tracker) claim(x *index, number uint32) {
 
 // report tells how watched paths changed their inodes.
 func (t *Tracker) report(touched map[string]uint32, came, went []named, at time.Time, rebuilt bool) {
-	if t.o.Changed == nil {
+	if t.o.Changed == nil || t.quiet {
 		return
+	}
+	left, found := map[uint32]string{}, map[uint32]string{} // by a path on which something was, or is now
+	for p, was := range touched {
+		if is := t.watch.bound[p]; is != was {
+			left[was], found[is] = max(left[was], p), max(found[is], p)
+		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(touched)) {
 		was, is := touched[p], t.watch.bound[p]
@@ -392,12 +433,12 @@ func (t *Tracker) report(touched map[string]uint32, came, went []named, at time.
 			continue
 		case is == 0:
 			c.Inode, c.What = was, "removed"
-			if to := t.entryPath(came, was); to != "" {
+			if to := cmp.Or(t.entryPath(came, was), found[was]); to != "" {
 				c.What, c.Detail = "renamed", "to "+to
 			}
 		default:
 			c.What = "created"
-			if from := t.entryPath(went, is); from != "" {
+			if from := cmp.Or(t.entryPath(went, is), left[is]); from != "" {
 				c.What, c.Detail = "renamed", "from "+from
 			}
 			if was != 0 {
@@ -426,7 +467,7 @@ func (t *Tracker) entryPath(list []named, inode uint32) string {
 
 // compare tells which watched files changed, other than in name.
 func (t *Tracker) compare(was, now *watchSet, at time.Time) {
-	if t.o.Changed == nil {
+	if t.o.Changed == nil || t.quiet {
 		return
 	}
 	for _, number := range slices.Sorted(maps.Keys(now.files)) {
@@ -450,8 +491,20 @@ func (t *Tracker) compare(was, now *watchSet, at time.Time) {
 		if a.uid != b.uid || a.gid != b.gid {
 			t.tell(b, at, "owner", fmt.Sprintf("%d:%d → %d:%d", a.uid, a.gid, b.uid, b.gid))
 		}
-		if b.block != 0 && (a.size != b.size || !a.mtime.Equal(b.mtime)) {
-			t.access(b, Access{Op: OpWrite, Kind: KindInodes, Bytes: b.size, Pending: true, Inline: true})
+	}
+}
+
+// inlineWritten reports writes to files whose data lie in their inodes.
+func (t *Tracker) inlineWritten(now *watchSet, d *delta) {
+	if d == nil || t.quiet {
+		return
+	}
+	for _, block := range slices.Sorted(maps.Keys(now.inline)) {
+		for _, number := range now.inline[block] {
+			w, changed := d.twins[number]
+			if changed && !bytes.Equal(w.old.inlineData(), w.new.inlineData()) {
+				t.access(now.files[number], Access{Op: OpWrite, Kind: KindInodes, Bytes: w.new.size, Pending: true, Inline: true})
+			}
 		}
 	}
 }
