@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -96,19 +95,21 @@ func loadOrder(dep []byte, wanted []string) []string {
 		}
 	}
 	var order []string
-	var visit func(file string, depth int)
-	visit = func(file string, depth int) {
-		if slices.Contains(order, file) || depth > 32 {
+	visited := map[string]bool{}
+	var visit func(file string)
+	visit = func(file string) {
+		if visited[file] {
 			return
 		}
+		visited[file] = true
 		for _, n := range needs[file] {
-			visit(n, depth+1)
+			visit(n)
 		}
 		order = append(order, file)
 	}
 	for _, name := range wanted {
 		if file, ok := byName[strings.ReplaceAll(name, "-", "_")]; ok {
-			visit(file, 0)
+			visit(file)
 		}
 	}
 	return order

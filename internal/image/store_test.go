@@ -175,8 +175,12 @@ func TestDamage(t *testing.T) {
 		{"command line", func(d string) error { return edit(d+"/image.json", "LABEL=root", "LABEL=evil") }, true, "was changed"},
 		{"part out of the directory", func(d string) error { return edit(d+"/image.json", `"vmlinuz"`, `"../../x"`) }, true, "was changed"},
 		{"kernel gone", func(d string) error { return os.Remove(d + "/vmlinuz") }, true, "vmlinuz is missing"},
-		{"kernel a link", func(d string) error { return errors.Join(os.Remove(d+"/vmlinuz"), os.Symlink("/etc/passwd", d+"/vmlinuz")) }, true, "vmlinuz"},
-		{"disk cut off", func(d string) error { return errors.Join(os.Chmod(d+"/disk.layer", 0o600), os.Truncate(d+"/disk.layer", 5000)) }, true, "disk.layer has 5000 bytes"},
+		{"kernel a link", func(d string) error {
+			return errors.Join(os.Remove(d+"/vmlinuz"), os.Symlink("/etc/passwd", d+"/vmlinuz"))
+		}, true, "vmlinuz"},
+		{"disk cut off", func(d string) error {
+			return errors.Join(os.Chmod(d+"/disk.layer", 0o600), os.Truncate(d+"/disk.layer", 5000))
+		}, true, "disk.layer has 5000 bytes"},
 		{"disk bit", func(d string) error { return flip(d + "/disk.layer") }, false, "disk.layer has changed"},
 		{"kernel bit", func(d string) error { return flip(d + "/vmlinuz") }, false, "vmlinuz has changed"},
 		{"profile bit", func(d string) error { return flip(d + "/profile") }, false, "profile has changed"},
