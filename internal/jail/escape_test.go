@@ -2,6 +2,7 @@ package jail
 
 import (
 	"encoding/json"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -89,6 +90,22 @@ func TestHandedOverThingsWork(t *testing.T) {
 			if string(o.Said) != `"served"` {
 				t.Errorf("%s %s: %s %s %s %s", c.name, profile, o.Said, o.Exit, o.Error, o.Log)
 			}
+		}
+	}
+}
+
+// QEMU opens /dev/kvm where it is to have it and may, or the caller is told why it may not.
+func TestKVMDevice(t *testing.T) {
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skip("no /dev/kvm")
+	}
+	for _, c := range callers() {
+		o := c.drive(t, "qemu", "", "open /dev/kvm")["open /dev/kvm"]
+		if c.name == "root" && strings.Contains(o.Error, "chmod 660") {
+			continue
+		}
+		if met := string(o.Said); met != `""` && (c.name == "root" || met != `"permission denied"`) {
+			t.Errorf("%s: %s %s %s", c.name, met, o.Exit, o.Error)
 		}
 	}
 }

@@ -69,6 +69,14 @@ var (
 type User struct {
 	UID int `json:"uid"`
 	GID int `json:"gid"`
+
+	// Device is a supplementary group, 0 for none: the one that may open /dev/kvm. QEMU.Start sets it.
+	Device int `json:"device,omitempty"`
 }
 
-func (u User) String() string { return fmt.Sprintf("uid %d gid %d", u.UID, u.GID) }
+func (u User) String() string {
+	if u.Device != 0 {
+		return fmt.Sprintf("uid %d gid %d, group %d for /dev/kvm", u.UID, u.GID, u.Device)
+	}
+	return fmt.Sprintf("uid %d gid %d", u.UID, u.GID)
+}

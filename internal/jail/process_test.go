@@ -76,6 +76,24 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// The one supplementary group that a user may be given is the one it has.
+func TestDeviceGroup(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	p, err := QEMU{Binary: captive, Args: []string{"try", "sleep"}, User: &User{UID: 1879048193, GID: 1879048193, Device: 1879048200}}.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	o, err := Observe(p.PID)
+	p.Kill()
+	<-p.Done()
+	if err != nil || len(o.Groups) != 1 || o.Groups[0] != 1879048200 {
+		t.Errorf("groups %v: %v", o.Groups, err)
+	}
+}
+
 // A process outlives the daemon that started it, and is found again.
 func TestSurvivesTheDaemon(t *testing.T) {
 	for _, c := range callers() {

@@ -35,6 +35,10 @@ func (q QEMU) Start(ctx context.Context) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w: %w", ErrNotStarted, err)
 	}
+	user, err := q.user()
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w: %w", ErrNotStarted, err)
+	}
 	binds := append(append([]Bind(nil), program.Binds...), q.Binds...)
 	binds = append(binds, devices(q.KVM)...)
 	s := spawn{
@@ -45,7 +49,7 @@ func (q QEMU) Start(ctx context.Context) (*Process, error) {
 		stdio:   [3]*os.File{q.Stdin, q.Stdout, q.Stderr},
 		group:   q.Group,
 		order: order{
-			User: q.User, Binds: binds, Links: program.Links,
+			User: user, Binds: binds, Links: program.Links,
 			Args: append([]string{program.Path}, q.Args...),
 			Env:  []string{"LC_ALL=C", "TZ=UTC", tagVariable + "=" + q.Tag},
 		},
@@ -75,6 +79,27 @@ func Probe(ctx context.Context, user *User, group *Group) ([]Measure, error) {
 		return nil, fmt.Errorf("the trial process: %s", exit)
 	}
 	return p.Measures, nil
+}
+
+// user is the machine's own, with the group that may open /dev/kvm if it takes one to do so.
+func (q QEMU) user() (*User, error) {
+	if q.User == nil || !q.KVM {
+		return q.User, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/kvm", &st); err != nil {
+		return nil, fmt.Errorf("/dev/kvm: %w", err)
+	}
+	const others, group = 0o006, 0o060
+	u := *q.User
+	switch {
+	case st.Mode&others == others:
+	case st.Mode&group == group && st.Gid != 0:
+		u.Device = int(st.Gid)
+	default:
+		return nil, fmt.Errorf("/dev/kvm is root's alone (mode %#o), so a machine's own user can't open it: chgrp kvm /dev/kvm && chmod 660 /dev/kvm", st.Mode&0o777)
+	}
+	return &u, nil
 }
 
 // devices are the nodes of /dev in QEMU's root.

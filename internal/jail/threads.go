@@ -41,9 +41,14 @@ func (t threads) usable() error {
 
 // become takes on a user and drops every other identity. It needs the capabilities for it.
 func (t threads) become(u User) error {
-	if err := t.call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0); err != nil {
+	device, n := uint32(u.Device), uintptr(0)
+	if u.Device != 0 {
+		n = 1
+	}
+	if err := t.call(unix.SYS_SETGROUPS, n, address(&device), 0, 0, 0); err != nil {
 		return fmt.Errorf("drop supplementary groups: %w", err)
 	}
+	runtime.KeepAlive(&device)
 	gid, uid := uintptr(u.GID), uintptr(u.UID)
 	if err := t.call(unix.SYS_SETRESGID, gid, gid, gid, 0, 0); err != nil {
 		return fmt.Errorf("take group %d: %w", u.GID, err)

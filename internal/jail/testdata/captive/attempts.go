@@ -102,6 +102,7 @@ var tries = map[string]func() error{
 	"open /proc/self/status": open("/proc/self/status", unix.O_RDONLY),
 	"open /sys":              open("/sys", unix.O_RDONLY|unix.O_DIRECTORY),
 	"open /dev/mem":          open("/dev/mem", unix.O_RDONLY),
+	"open /dev/kvm":          open("/dev/kvm", unix.O_RDWR),
 	"open /dev/kmsg":         open("/dev/kmsg", unix.O_RDONLY),
 	"open the disk":          open("/dev/vda", unix.O_RDONLY),
 	"open ../../..":          open("../../../../etc/passwd", unix.O_RDONLY),

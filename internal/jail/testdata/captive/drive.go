@@ -89,7 +89,7 @@ func start(profile string, user *jail.User, attempt string, out, log *os.File) (
 		if err != nil {
 			return nil, err
 		}
-		return jail.QEMU{Binary: self, Args: []string{"try", attempt}, User: user, Stdout: out, Stderr: log}.Start(ctx)
+		return jail.QEMU{Binary: self, Args: []string{"try", attempt}, KVM: attempt == "open /dev/kvm", User: user, Stdout: out, Stderr: log}.Start(ctx)
 	}
 	if profile == "rogue" {
 		ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
