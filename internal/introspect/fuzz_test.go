@@ -47,7 +47,7 @@ func (r *recorded) flip(addrs []uint64, n uint64) {
 
 // TestFlippedBits flips bits of real memory, a few at a time: no view panics, hangs, or reads without end.
 func TestFlippedBits(t *testing.T) {
-	rounds := 1500
+	rounds := 400
 	if testing.Short() {
 		rounds = 100
 	}

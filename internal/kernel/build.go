@@ -28,10 +28,10 @@ func Build(r io.ReaderAt, size int64) (*Profile, error) {
 	b.symbols(syms)
 	b.banner(v, syms)
 	raw := v.btf
-	if raw == nil {
+	if len(raw) == 0 {
 		raw = v.between(syms, "__start_BTF", "__stop_BTF")
 	}
-	if raw != nil {
+	if len(raw) > 0 {
 		t, err := readBTF(raw)
 		if err != nil {
 			return nil, err

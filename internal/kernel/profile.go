@@ -57,7 +57,8 @@ func Load(b []byte) (*Profile, error) {
 	return &Profile{data: b, s: s}, nil
 }
 
-// Open maps the profile in f, which may be closed afterwards. Only the pages that are looked at become resident.
+// Open maps the profile in f, which may be closed afterwards, and verifies it. Only the pages that are looked at
+// become and stay resident.
 func Open(f *os.File) (*Profile, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -70,14 +71,17 @@ func Open(f *os.File) (*Profile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open profile: %w", err)
 	}
-	// Look-ups are scattered: read-ahead would make most of the file resident.
-	_ = unix.Madvise(b, unix.MADV_RANDOM)
 	p, err := Load(b)
+	if err == nil {
+		p.mapped = true
+		err = p.Verify()
+	}
 	if err != nil {
 		_ = unix.Munmap(b)
 		return nil, err
 	}
-	p.mapped = true
+	// Look-ups are scattered: read-ahead would make most of the file resident.
+	_ = unix.Madvise(b, unix.MADV_RANDOM)
 	return p, nil
 }
 
