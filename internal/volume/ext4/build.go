@@ -20,11 +20,12 @@ type limits struct {
 func (f *FS) build(v *view, l limits) (*built, error) {
 	b := &built{index: newIndex(f.sb.blocks, l.runs), parents: newParents(f.sb.inodes, l.parents)}
 	f.fixed(b.index)
-	w := &builder{f: f, v: v, built: b, left: int(min(f.sb.blocks, 1<<40)) + 1024}
+	w := &builder{f: f, v: v, buf: make([]byte, f.sb.blockSize), built: b, left: int(min(f.sb.blocks, 1<<40)) + 1024}
 	if err := w.tables(); err != nil {
 		return nil, err
 	}
 	f.fixed(b.index) // again: no file may claim these
+	b.index.building = false
 	return b, nil
 }
 
@@ -46,7 +47,8 @@ func (f *FS) fixed(x *index) {
 type builder struct {
 	f    *FS
 	v    *view
-	left int // every extent owns a block of its own: more of them than blocks is a lie
+	left int    // every extent owns a block of its own: more of them than blocks is a lie
+	buf  []byte // of one block
 	*built
 }
 
@@ -88,7 +90,7 @@ func (w *builder) inode(number uint32, raw []byte) {
 	w.inodes++
 	err := w.claim(i)
 	if err == nil && i.isDir() {
-		err = w.f.entries(w.v, i, func(e entry) bool {
+		err = w.f.entriesBy(w.v, i, w.buf, func(e entry) bool {
 			if e.inode <= w.f.sb.inodes {
 				w.parents.add(e.inode, number)
 			}

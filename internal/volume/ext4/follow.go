@@ -329,6 +329,7 @@ func (t *Tracker) lose(err error) {
 	t.fs, t.overlay, t.holds = nil, nil, nil
 	x := newIndex(1, 16)
 	x.set(0, 1, specialSuper, true)
+	x.building = false
 	t.index.Store(x)
 	t.fsAt.Store(&geometry{off: t.at.Offset, end: t.at.Offset + 4096, shift: 12})
 	t.watched.Store(&watchSet{})

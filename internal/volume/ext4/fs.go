@@ -209,13 +209,17 @@ func (f *FS) filetype() bool { return f.sb.incompat&incompatFiletype != 0 }
 
 // entries visits the names in a directory.
 func (f *FS) entries(v *view, dir *inode, visit func(entry) bool) error {
+	return f.entriesBy(v, dir, make([]byte, v.bs), visit)
+}
+
+func (f *FS) entriesBy(v *view, dir *inode, buf []byte, visit func(entry) bool) error {
 	if !dir.isDir() {
 		return fmt.Errorf("inode %d: not a directory", dir.number)
 	}
 	if dir.inline() {
 		return inlineEntries(dir, f.filetype(), visit)
 	}
-	done, buf, left := false, make([]byte, v.bs), maxDirBlocks/v.bs
+	done, left := false, maxDirBlocks/v.bs
 	m := mapper{v: v, budget: int(left), visit: func(s span) error {
 		for n := uint64(0); n < s.n && !s.tree && !done; n++ {
 			if left--; left < 0 {

@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"slices"
 	"sort"
 	"sync/atomic"
 	"unsafe"
@@ -50,10 +51,12 @@ type index struct {
 	runs   int // in all chunks
 	limit  int // of runs; what does not fit is left unowned
 	full   bool
+
+	building bool // not published yet: chunks are changed in place
 }
 
 func newIndex(blocks uint64, limit int) *index {
-	return &index{chunks: make([]atomic.Pointer[chunk], (blocks+chunkBlocks-1)>>chunkShift), blocks: blocks, limit: limit}
+	return &index{chunks: make([]atomic.Pointer[chunk], (blocks+chunkBlocks-1)>>chunkShift), blocks: blocks, limit: limit, building: true}
 }
 
 // at returns the owner of block b and the first block behind it that may have another.
@@ -97,9 +100,13 @@ func (x *index) set(b, n uint64, o owner, force bool) {
 			old = *p
 			x.runs -= len(old)
 		}
-		c := old.put(uint16(b-base), uint16(stop-base-1), o)
+		c := old.put(uint16(b-base), uint16(stop-base-1), o, x.building)
 		x.runs += len(c)
-		x.chunks[i].Store(&c)
+		if p := x.chunks[i].Load(); p != nil && x.building {
+			*p = c
+		} else {
+			x.chunks[i].Store(&c)
+		}
 		b = stop
 	}
 }
@@ -116,30 +123,31 @@ func (x *index) clear(b, n uint64, o owner) {
 	}
 }
 
-// put returns a copy of c with lo..hi (both included) owned by o.
-func (c chunk) put(lo, hi uint16, o owner) chunk {
-	out := make(chunk, 0, len(c)+2)
-	add := func(start uint16, o owner) {
-		if n := len(out); n == 0 || out[n-1].owner != o {
-			out = append(out, run{start, o})
-		}
-	}
-	i := 0
-	for ; i < len(c) && c[i].start < lo; i++ {
-		add(c[i].start, c[i].owner)
-	}
-	add(lo, o)
-	// the run that covers hi+1
+// put returns c with lo..hi (both included) owned by o. It is a copy, unless inPlace is set.
+func (c chunk) put(lo, hi uint16, o owner, inPlace bool) chunk {
+	i := sort.Search(len(c), func(k int) bool { return c[k].start >= lo })
 	j := sort.Search(len(c), func(k int) bool { return c[k].start > hi })
-	if hi+1 < chunkBlocks {
-		if j == len(c) || c[j].start > hi+1 {
-			add(hi+1, c[j-1].owner)
-		}
-		for ; j < len(c); j++ {
-			add(c[j].start, c[j].owner)
-		}
+	var with [2]run
+	n := 0
+	if i == 0 || c[i-1].owner != o {
+		with[n] = run{lo, o}
+		n++
 	}
-	return out
+	switch after := hi + 1; {
+	case after >= chunkBlocks:
+	case j < len(c) && c[j].start == after:
+		if c[j].owner == o {
+			j++ // the next run goes on with the same owner
+		}
+	case c[j-1].owner != o:
+		with[n] = run{after, c[j-1].owner}
+		n++
+	}
+	if inPlace {
+		return slices.Replace(c, i, j, with[:n]...)
+	}
+	out := make(chunk, 0, len(c)+n-(j-i))
+	return append(append(append(out, c[:i]...), with[:n]...), c[j:]...)
 }
 
 // bytes is the memory the index takes.
