@@ -158,7 +158,7 @@ func (t *Tree) apply(g *Group, s setting) (string, error) {
 		pairs = s.v2
 	}
 	for _, p := range pairs {
-		if err := os.WriteFile(filepath.Join(dir, p.file), []byte(p.value), 0); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, p.file), []byte(p.value), 0o644); err != nil {
 			return "", err
 		}
 	}
@@ -206,7 +206,7 @@ func enableIn(dir, controller string) error {
 	if slices.Contains(strings.Fields(string(have)), controller) {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
+	return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 }
 
 // daemonLeaf is the group of the daemon itself, beside those of the machines: it stepped aside there, or systemd put it
@@ -219,13 +219,13 @@ func (t *Tree) stepAside(base string) error {
 	if err := os.MkdirAll(leaf, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+	return os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0o644)
 }
 
 // add puts a process into the group.
 func (g *Group) add(pid int) error {
 	for _, dir := range g.dirs {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
 			return fmt.Errorf("put process into its control group: %w", err)
 		}
 	}
