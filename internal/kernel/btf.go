@@ -79,7 +79,7 @@ func readBTF(b []byte) (*btfTable, error) {
 	if !ok1 || !ok2 {
 		return nil, fmt.Errorf("%w: %w: sections out of bounds", ErrUnsupported, errBTF)
 	}
-	t := &btfTable{types: types, strings: strings, at: make([]uint32, 1, len(types)/20)}
+	t := &btfTable{types: types, strings: strings, at: make([]uint32, 1, 1+len(types)/20)}
 	for off := 0; off < len(types); {
 		n, err := typeLength(types[off:])
 		if err != nil {

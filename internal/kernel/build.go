@@ -40,6 +40,9 @@ func Build(r io.ReaderAt, size int64) (*Profile, error) {
 			return nil, err
 		}
 	}
+	if b.full {
+		return nil, fmt.Errorf("%w: more than %d bytes of names", ErrTooLarge, maxNames)
+	}
 	b.out[secText] = b.text
 	return Load(pack(&b.out))
 }
@@ -69,6 +72,8 @@ type builder struct {
 	text  []byte
 	seen  map[string]uint32 // offset of each name in text
 	count int               // fields so far
+	work  int               // members looked at so far: anonymous structs can multiply without giving a field
+	full  bool              // the names did not fit
 }
 
 // name puts text into the table once and returns its offset.
@@ -78,6 +83,10 @@ func (b *builder) name(s []byte) uint32 {
 	}
 	if off, ok := b.seen[string(s)]; ok {
 		return off
+	}
+	if len(b.text)+len(s) >= maxNames {
+		b.full = true
+		return 0
 	}
 	off := uint32(len(b.text))
 	b.text = append(append(b.text, s...), 0)
@@ -167,28 +176,29 @@ func (b *builder) types(t *btfTable) error {
 // fields appends the members of a struct that begins at bit base, those of anonymous members in their place.
 func (b *builder) fields(out []byte, t *btfTable, typ btfType, base uint32, depth int, place map[uint32]uint32) ([]byte, error) {
 	for i := range typ.vlen {
+		if b.work++; b.work > maxWork {
+			return nil, fmt.Errorf("%w: more than %d members of structs", ErrTooLarge, maxWork)
+		}
 		m := typ.member(t, i)
 		bit := base + m.bit
-		if m.name == 0 {
-			if _, inner := t.resolve(m.typ); inner.kind == btfStruct || inner.kind == btfUnion {
-				if depth == maxNesting {
-					return nil, fmt.Errorf("%w: %w: structs nested more than %d deep", ErrUnsupported, errBTF, maxNesting)
-				}
-				var err error
-				if out, err = b.fields(out, t, inner, bit, depth+1, place); err != nil {
-					return nil, err
-				}
-			}
-			if b.count++; b.count > maxFields { // an empty level counts too, or nesting could multiply for ever
+		if m.name != 0 {
+			if b.count++; b.count > maxFields {
 				return nil, fmt.Errorf("%w: more than %d fields", ErrTooLarge, maxFields)
 			}
-			b.count--
+			out = b.field(out, t, m, bit, place)
 			continue
 		}
-		if b.count++; b.count > maxFields {
-			return nil, fmt.Errorf("%w: more than %d fields", ErrTooLarge, maxFields)
+		_, inner := t.resolve(m.typ)
+		if inner.kind != btfStruct && inner.kind != btfUnion {
+			continue // padding
 		}
-		out = b.field(out, t, m, bit, place)
+		if depth == maxNesting {
+			return nil, fmt.Errorf("%w: %w: structs nested more than %d deep", ErrUnsupported, errBTF, maxNesting)
+		}
+		var err error
+		if out, err = b.fields(out, t, inner, bit, depth+1, place); err != nil {
+			return nil, err
+		}
 	}
 	return out, nil
 }

@@ -43,6 +43,7 @@ const (
 	maxSymbols  = 1 << 20
 	maxTypes    = 1 << 20
 	maxFields   = 2 << 20
+	maxWork     = 8 << 20 // members of structs, anonymous ones as often as they are nested
 	maxBTF      = 64 << 20
 	maxNesting  = 16 // anonymous structs within structs, and links in a chain of typedefs
 	maxNames    = 64 << 20
