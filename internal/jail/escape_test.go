@@ -15,7 +15,7 @@ var deadly = map[string][]string{
 	"ptrace": nil, "ptrace traceme": nil, "process_vm_readv": nil, "process_vm_writev": nil, "pidfd_getfd": nil,
 	"execveat": nil, "exec /bin/sh": nil, "mount": nil, "mount proc": nil, "pivot_root": nil, "chroot": nil, "setns": nil,
 	"unshare user": nil, "unshare mnt": nil, "unshare net": nil, "init_module": nil, "finit_module": nil, "kexec_load": nil,
-	"bpf": nil, "io_uring_setup": nil, "open_by_handle_at": nil, "32-bit call": nil, "x32 call": nil,
+	"bpf": nil, "io_uring_setup": nil, "open_by_handle_at": nil, "32-bit call": nil, "stat /etc/passwd": nil, "x32 call": nil,
 	"executable memory": {"qemu"},
 	"socket inet":       {"gate"},
 	"socket inet6 udp":  {"gate"},

@@ -102,7 +102,6 @@ var fileIO = []Rule{
 	allow(unix.SYS_WRITEV, "writev", "held descriptors"),
 	allow(unix.SYS_LSEEK, "lseek", "holes and sizes"),
 	allow(unix.SYS_FSTAT, "fstat", "sizes"),
-	allow(unix.SYS_NEWFSTATAT, "newfstatat", "sizes, of a descriptor only", Arg{Index: 3, Mask: unix.AT_EMPTY_PATH, OneOf: []uint32{unix.AT_EMPTY_PATH}}),
 	allow(unix.SYS_FSTATFS, "fstatfs", "room left on the host"),
 	allow(unix.SYS_FSYNC, "fsync", "the guest's flush"),
 	allow(unix.SYS_FDATASYNC, "fdatasync", "the guest's flush"),

@@ -187,6 +187,7 @@ var deadly = map[string]func() error{
 	"bpf":               raw(unix.SYS_BPF, 0, 0, 0),
 	"io_uring_setup":    raw(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&mask))),
 	"open_by_handle_at": raw(unix.SYS_OPEN_BY_HANDLE_AT, 0, 0, 0),
+	"stat /etc/passwd":  stat,
 	"32-bit call":       compat,
 	"x32 call":          raw(0x40000000 | unix.SYS_GETPID),
 	"executable memory": executable,
@@ -247,6 +248,12 @@ func listenTCP() error {
 		return err
 	}
 	return unix.Listen(fd, 1)
+}
+
+// stat looks whether a path is there, past filters that mean to allow AT_EMPTY_PATH on descriptors only.
+func stat() error {
+	var st unix.Stat_t
+	return unix.Fstatat(unix.AT_FDCWD, "/etc/passwd", &st, unix.AT_EMPTY_PATH)
 }
 
 func executable() error {
