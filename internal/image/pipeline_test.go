@@ -161,7 +161,7 @@ func TestKilledBuild(t *testing.T) {
 	if dir := os.Getenv("VIGIA_TEST_BUILD_IN"); dir != "" {
 		buildForEver(dir)
 	}
-	fakeMmdebstrap(t, `cp "$root" "$tar"; mkdir -p "${TMPDIR:-/nonexistent}/mmdebstrap.x/etc"; echo 'I: installing essential packages...'; exec sleep 1000`)
+	fakeMmdebstrap(t, `cp "$root" "$tar"; mkdir -p "${TMPDIR:-/nonexistent}/mmdebstrap.x/etc"; trap '' TERM; echo 'I: installing essential packages...'; while :; do sleep 1; done`)
 	dir := filepath.Join(t.TempDir(), "images")
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledBuild$")
 	cmd.Env = append(os.Environ(), "VIGIA_TEST_BUILD_IN="+dir)
@@ -178,6 +178,7 @@ func TestKilledBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	child := childOf(t, cmd.Process.Pid)
+	grandchild := childOf(t, child)
 	other, err := Open(dir, Options{Worker: fakeKernels{}}) // while it runs, nothing of it is swept
 	if err != nil {
 		t.Fatal(err)
@@ -188,6 +189,7 @@ func TestKilledBuild(t *testing.T) {
 	cmd.Process.Kill()
 	cmd.Wait()
 	waitGone(t, child)
+	waitGone(t, grandchild)
 	s, err := Open(dir, Options{Worker: fakeKernels{}})
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,34 +32,50 @@ type Runner func(ctx context.Context, c Command) error
 // grace is how long a program that is told to end may take to clean up.
 const grace = 15 * time.Second
 
-// Run runs a command as this process would, in a process group of its own. When the context ends, or this process
-// dies, the group is told to end and, after a time of grace, is killed.
+// minder is the shell that stands between this process and a program. Its standard input is a pipe of which this
+// process has the other end: when that closes without a word, this process is gone, and the whole process group is
+// killed. A signal sent to the program's parent alone would not do: mmdebstrap waits for its children then, whatever
+// they are doing. A request to end goes to the group; the shell outlives it until the program has cleaned up.
+const minder = `exec 9<&0 </dev/null
+"$@" 9<&- &
+child=$!
+(trap '' TERM; read -r _ <&9; kill -KILL 0) &
+minder=$!
+trap : TERM
+wait $child
+status=$?
+while [ $status -gt 128 ] && kill -0 $child 2>/dev/null; do
+	wait $child
+	status=$?
+done
+kill -KILL $minder
+exit $status`
+
+// Run runs a command as this process would, in a process group of its own. When the context ends the group is told to
+// end and, after a time of grace, is killed; when this process dies, it is killed at once.
 func Run(ctx context.Context, c Command) error {
-	cmd := exec.Command(c.Path, c.Args...)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	cmd := exec.Command("/bin/sh", append([]string{"-c", minder, "sh", c.Path}, c.Args...)...)
 	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent"}, c.Env...)
 	cmd.Dir, cmd.ExtraFiles = c.Dir, c.Files
 	cmd.Stdout, cmd.Stderr = c.Stdout, c.Stderr
 	cmd.WaitDelay = time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	started := make(chan error)
-	done := make(chan error, 1)
-	go func() {
-		// The death signal is sent when the thread that started the program ends: it must not end before.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			done <- cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	life, line, err := os.Pipe()
+	if err != nil {
 		return err
 	}
+	defer line.Close()
+	cmd.Stdin = life
+	err = cmd.Start()
+	life.Close()
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
 	select {
 	case err := <-done:
 		return err

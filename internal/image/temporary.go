@@ -60,21 +60,35 @@ func (t *temporary) remove() error {
 	return err
 }
 
-// removeTree deletes a temporary directory and its scratch directory. What mmdebstrap leaves in the latter when it is
-// killed belongs to the subordinate users of this one: only their namespace can delete it.
+// removeTree deletes a temporary directory and its scratch directory. Processes that were killed a moment ago may
+// still be writing: it tries some times.
 func removeTree(dir string) error {
-	link := filepath.Join(dir, scratchLink)
-	if scratch, err := os.Readlink(link); err == nil && isScratch(scratch) {
-		if err := os.RemoveAll(scratch); errors.Is(err, fs.ErrPermission) {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			left, _ := filepath.Glob(filepath.Join(scratch, "*"))
-			exec.CommandContext(ctx, "mmdebstrap", append([]string{"--unshare-helper", "rm", "-rf", "--"}, left...)...).Run()
-			if err := os.RemoveAll(scratch); err != nil {
-				return err
+	var err error
+	for try := range 5 {
+		time.Sleep(time.Duration(try) * 100 * time.Millisecond)
+		link := filepath.Join(dir, scratchLink)
+		if scratch, lerr := os.Readlink(link); lerr == nil && isScratch(scratch) {
+			if err = removeScratch(scratch); err != nil {
+				continue
 			}
 		}
+		if err = os.RemoveAll(dir); err == nil {
+			return nil
+		}
 	}
+	return err
+}
+
+// removeScratch deletes what mmdebstrap leaves when it is killed. It belongs to the subordinate users of this one:
+// only their namespace can delete it.
+func removeScratch(dir string) error {
+	if err := os.RemoveAll(dir); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	left, _ := filepath.Glob(filepath.Join(dir, "*"))
+	exec.CommandContext(ctx, "mmdebstrap", append([]string{"--unshare-helper", "rm", "-rf", "--"}, left...)...).Run()
 	return os.RemoveAll(dir)
 }
 
