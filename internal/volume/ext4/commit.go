@@ -40,7 +40,14 @@ type delta struct {
 	fast         bool // made from a fast commit: inodes are not in their places
 	broken       error
 	budget       int
+	paths        map[uint32]string // of directories, as asked for
 }
+
+const (
+	maxDeltaDirs  = 1 << 16 // directory blocks in one transaction
+	maxDeltaNames = 1 << 18
+	maxOverlay    = 1 << 17 // committed blocks not yet in their places
+)
 
 // apply follows one committed transaction.
 func (t *Tracker) apply(tx *transaction) {
@@ -54,7 +61,7 @@ func (t *Tracker) apply(tx *transaction) {
 	d.entries()
 	came, went := d.sorted(+1), d.sorted(-1)
 	for _, n := range went {
-		t.remember(n)
+		t.remember(d, n)
 	}
 	for b, l := range top {
 		o, _ := x.at(b)
@@ -63,6 +70,9 @@ func (t *Tracker) apply(tx *transaction) {
 	}
 	for _, b := range tx.revoked {
 		t.dropLogged(b)
+	}
+	if len(t.overlay) > maxOverlay {
+		d.fail(fmt.Errorf("more than %d blocks wait in the journal: %w", maxOverlay, ErrTooLarge))
 	}
 	d.new = t.view()
 	t.finish(d, tx, came, went)
@@ -73,7 +83,7 @@ func (t *Tracker) newDelta(top map[uint64]logged) *delta {
 	bs := t.fs.sb.blockSize
 	return &delta{f: t.fs, x: t.index.Load(), old: t.view(), new: t.view().under(top),
 		a: make([]byte, bs), b: make([]byte, bs), lostTrees: map[uint64]bool{}, dirs: map[uint64]uint32{},
-		twins: map[uint32]twin{}, names: map[named]int{}, budget: 1<<20 + int(min(t.fs.sb.blocks, 1<<24))}
+		twins: map[uint32]twin{}, names: map[named]int{}, paths: map[uint32]string{}, budget: 1<<20 + int(min(t.fs.sb.blocks, 1<<24))}
 }
 
 func (d *delta) fail(err error) {
@@ -302,21 +312,31 @@ func (d *delta) remap(i *inode) {
 // of an unchanged block never finds it unowned.
 func (d *delta) settle() {
 	for _, r := range d.lost {
-		for b := r.start; r.kind() == ownDir && b < r.start+r.n; b++ {
-			d.dirs[b] = r.inode()
-		}
+		d.dirBlocks(r, r.inode())
 	}
 	slices.SortFunc(d.gained, func(a, b owned) int { return cmp.Compare(a.start, b.start) })
 	for _, g := range d.gained {
-		for b := g.start; g.kind() == ownDir && b < g.start+g.n; b++ {
-			if _, known := d.dirs[b]; !known {
-				d.dirs[b] = 0
-			}
-		}
+		d.dirBlocks(g, 0)
 		d.x.set(g.start, g.n, g.owner, false)
 	}
 	for _, r := range d.lost {
 		d.release(r)
+	}
+}
+
+// dirBlocks notes directory blocks whose names must be compared, and whose they were.
+func (d *delta) dirBlocks(r owned, was uint32) {
+	if r.kind() != ownDir {
+		return
+	}
+	for b := r.start; b < r.start+r.n; b++ {
+		if len(d.dirs) >= maxDeltaDirs {
+			d.fail(fmt.Errorf("more than %d directory blocks: %w", maxDeltaDirs, ErrTooLarge))
+			return
+		}
+		if _, known := d.dirs[b]; !known || was != 0 {
+			d.dirs[b] = was
+		}
 	}
 }
 
@@ -374,6 +394,10 @@ func (d *delta) entries() {
 
 func (d *delta) list(b []byte, dir uint32, sign int) {
 	d.fail(eachEntry(b, d.f.filetype(), func(e entry) bool {
+		if len(d.names) >= maxDeltaNames {
+			d.fail(fmt.Errorf("more than %d names: %w", maxDeltaNames, ErrTooLarge))
+			return false
+		}
 		d.names[named{dir, e.inode, e.kind, string(e.name)}] += sign
 		return true
 	}))
@@ -445,11 +469,21 @@ func (t *Tracker) bind(g owned) {
 }
 
 // remember keeps the path of a file that goes while it has counts.
-func (t *Tracker) remember(n named) {
-	if len(t.gone) >= 1024 || !t.counts.has(owner(n.inode)) {
+func (t *Tracker) remember(d *delta, n named) {
+	if len(t.gone) >= maxGone || !t.counts.has(owner(n.inode)) {
 		return
 	}
-	if dir, err := t.fs.dirPath(t.view(), t.parents, n.dir); err == nil {
+	dir, known := d.paths[n.dir]
+	if !known {
+		var err error
+		if dir, err = t.fs.dirPath(t.view(), t.parents, n.dir); err != nil {
+			dir = "?"
+		}
+		d.paths[n.dir] = dir
+	}
+	if dir != "?" {
 		t.gone[n.inode] = dir + "/" + n.name
 	}
 }
+
+const maxGone = 1024

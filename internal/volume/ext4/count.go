@@ -146,6 +146,7 @@ func (t *Tracker) nameCounts(files []Count, other tally) []Count {
 	rest.take(other)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer t.sparing()()
 	named := files[:0]
 	for _, c := range files {
 		if len(named) < t.o.TopN {
@@ -180,6 +181,16 @@ func (t *Tracker) kindOf(o owner) Kind {
 	return KindMetadata
 }
 
+// sparing bounds how much of directories is read to make names, while the guest's next commit waits.
+func (t *Tracker) sparing() (done func()) {
+	f, blocks := t.fs, 4096
+	if f == nil {
+		return func() {}
+	}
+	f.spare = &blocks
+	return func() { f.spare = nil }
+}
+
 // pathOf is the path of an inode now, or the last one that it had.
 func (t *Tracker) pathOf(number uint32) string {
 	if t.fs != nil {
@@ -200,6 +211,7 @@ func (t *Tracker) Paths(number uint32) []string {
 	if t.fs == nil {
 		return nil
 	}
+	defer t.sparing()()
 	return t.fs.paths(t.view(), t.parents, number)
 }
 

@@ -291,6 +291,9 @@ func (t *Tracker) load() error {
 	if err != nil {
 		return err
 	}
+	if f.tooMuch != nil {
+		return f.tooMuch
+	}
 	// A third of the bound for the parents, the rest for the runs.
 	l := limits{runs: int(t.o.MaxBytes / 3 * 2 / 8), parents: int(t.o.MaxBytes / 3 / 4 / parentChunk)}
 	b, err := f.build(f.v, l)

@@ -28,6 +28,8 @@ type FS struct {
 	log      *journal // nil where there is none, or an external one
 	notes    []string
 	external bool
+	tooMuch  error // the journal could not be replayed whole
+	spare    *int  // directory blocks that may still be read; nil for any number
 }
 
 // Open finds the file system that fills size bytes from off on. A dirty journal is replayed in memory.
@@ -131,8 +133,10 @@ func (f *FS) replay() {
 		}
 		tx.merge(layer)
 		f.log.advance(tx)
-		if len(layer) > int(f.log.maxlen) {
-			break // can't be: every entry is a block of the log
+		if len(layer) > maxOverlay {
+			f.tooMuch = fmt.Errorf("more than %d blocks wait in the journal: %w", maxOverlay, ErrTooLarge)
+			f.note(f.tooMuch.Error())
+			break
 		}
 	}
 	f.v.layers = []map[uint64]logged{layer}
@@ -222,6 +226,11 @@ func (f *FS) entriesBy(v *view, dir *inode, buf []byte, visit func(entry) bool) 
 	done, left := false, maxDirBlocks/v.bs
 	m := mapper{v: v, budget: int(left), visit: func(s span) error {
 		for n := uint64(0); n < s.n && !s.tree && !done; n++ {
+			if f.spare != nil {
+				if *f.spare--; *f.spare < 0 {
+					return ErrTooLarge
+				}
+			}
 			if left--; left < 0 {
 				return fmt.Errorf("directory inode %d: %w", dir.number, ErrTooLarge)
 			}

@@ -29,6 +29,7 @@ const (
 	tagLast     = 8
 
 	maxJournalSpans = 1 << 16
+	maxTransaction  = 1 << 18 // blocks: a kernel stops at a quarter of the log
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -270,7 +271,7 @@ func (j *journal) descriptor(tx *transaction, pos uint32) (n uint32, ok bool, er
 	size := j.tagSize()
 	for at := 12; at+size <= end; {
 		t := j.tag(b[at:])
-		if t.block >= j.v.limit || n >= j.last-j.first {
+		if t.block >= j.v.limit || len(tx.blocks) >= maxTransaction || n >= j.last-j.first {
 			return 0, false, corrupt("journal names block %d", t.block)
 		}
 		index := j.wrap(pos + n)
@@ -342,7 +343,7 @@ func (j *journal) revoke(tx *transaction) bool {
 		size = 8
 	}
 	end := min(int(be.Uint32(b[12:])), len(b))
-	for at := 16; at+size <= end; at += size {
+	for at := 16; at+size <= end && len(tx.revoked) < maxTransaction; at += size {
 		if size == 8 {
 			tx.revoked = append(tx.revoked, be.Uint64(b[at:]))
 		} else {

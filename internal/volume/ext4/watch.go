@@ -425,6 +425,7 @@ func (t *Tracker) report(touched map[string]uint32, came, went []named, at time.
 			left[was], found[is] = max(left[was], p), max(found[is], p)
 		}
 	}
+	to, from := byInode(came), byInode(went)
 	for _, p := range slices.Sorted(maps.Keys(touched)) {
 		was, is := touched[p], t.watch.bound[p]
 		c := Change{Path: p, Inode: is, Time: at}
@@ -433,13 +434,13 @@ func (t *Tracker) report(touched map[string]uint32, came, went []named, at time.
 			continue
 		case is == 0:
 			c.Inode, c.What = was, "removed"
-			if to := cmp.Or(t.entryPath(came, was), found[was]); to != "" {
-				c.What, c.Detail = "renamed", "to "+to
+			if p := cmp.Or(t.entryPath(to, was), found[was]); p != "" {
+				c.What, c.Detail = "renamed", "to "+p
 			}
 		default:
 			c.What = "created"
-			if from := cmp.Or(t.entryPath(went, is), left[is]); from != "" {
-				c.What, c.Detail = "renamed", "from "+from
+			if p := cmp.Or(t.entryPath(from, is), left[is]); p != "" {
+				c.What, c.Detail = "renamed", "from "+p
 			}
 			if was != 0 {
 				c.Detail = strings.TrimPrefix(c.Detail+fmt.Sprintf(", in place of inode %d", was), ", ")
@@ -452,17 +453,24 @@ func (t *Tracker) report(touched map[string]uint32, came, went []named, at time.
 	}
 }
 
-func (t *Tracker) entryPath(list []named, inode uint32) string {
-	for _, n := range list {
-		if n.inode == inode {
-			dir, err := t.fs.dirPath(t.view(), t.parents, n.dir)
-			if err != nil {
-				dir = "?"
-			}
-			return dir + "/" + n.name
-		}
+func byInode(list []named) map[uint32]named {
+	m := make(map[uint32]named, len(list))
+	for _, n := range slices.Backward(list) {
+		m[n.inode] = n
 	}
-	return ""
+	return m
+}
+
+func (t *Tracker) entryPath(list map[uint32]named, inode uint32) string {
+	n, ok := list[inode]
+	if !ok {
+		return ""
+	}
+	dir, err := t.fs.dirPath(t.view(), t.parents, n.dir)
+	if err != nil {
+		dir = "?"
+	}
+	return dir + "/" + n.name
 }
 
 // compare tells which watched files changed, other than in name.
