@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	"vigia/internal/kernel"
 	"vigia/internal/memory"
@@ -111,5 +112,51 @@ func BenchmarkLiveAttach(b *testing.B) {
 		if _, err := Attach(m, p); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestLiveSteady watches a guest for some seconds: every sample works, CPU time never runs backwards, and a process
+// that is in one sample and the next-but-one is in the one between.
+func TestLiveSteady(t *testing.T) {
+	g, _, _ := live(t)
+	type key struct{ task, start uint64 }
+	var last, before map[key]uint64
+	samples, flickers, backwards, unknown, tasks := 0, 0, 0, 0, 0
+	seen := map[key]bool{}
+	var list []TaskTime
+	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); samples++ {
+		var err error
+		if list, err = g.CPU(list[:0]); err != nil {
+			t.Fatalf("sample %d: %v", samples, err)
+		}
+		now := make(map[key]uint64, len(list))
+		for _, p := range list {
+			k := key{p.Task, p.StartTime}
+			now[k], seen[k] = p.CPU, true
+			if p.CPU < last[k] {
+				backwards++
+			}
+			if _, ok := before[k]; ok && last[k] == 0 {
+				if _, ok := last[k]; !ok {
+					flickers++
+				}
+			}
+		}
+		before, last, tasks = last, now, tasks+len(list)
+		if samples%10 == 0 {
+			full, err := g.Processes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range full {
+				if len(p.Unknown) > 0 {
+					unknown++
+				}
+			}
+		}
+	}
+	t.Logf("%d samples of %d tasks, %d different; %d flickers, %d backwards, %d with something unknown", samples, tasks/samples, len(seen), flickers, backwards, unknown)
+	if flickers+backwards > 0 {
+		t.Error("a list was not whole")
 	}
 }
