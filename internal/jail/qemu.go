@@ -19,7 +19,7 @@ type QEMU struct {
 	Stdin  *os.File   // nil is /dev/null, here and below
 	Stdout *os.File
 	Stderr *os.File
-	Binds  []Bind // beside QEMU's own program, libraries and firmware: RAM file (Write), kernel, socket directory
+	Binds  []Bind // beside QEMU's own program, libraries and firmware: RAM file (Write), kernel, directory of sockets (connecting needs no Write)
 	KVM    bool   // show /dev/kvm
 	User   *User  // the machine's own, as root; must be able to open what Binds names
 	Group  *Group // nil: no cgroup limits
@@ -60,15 +60,22 @@ func (q QEMU) Start(ctx context.Context) (*Process, error) {
 	return s.start(ctx)
 }
 
-// Probe confines a throwaway process as QEMU would be and returns what came in force on this host. A group given is used
-// and left to the caller.
-func Probe(ctx context.Context, user *User, group *Group) ([]Measure, error) {
+// Probe confines a throwaway process as QEMU would be, with every limit that a tree, if given, lets it set, and returns
+// what came in force on this host.
+func Probe(ctx context.Context, user *User, tree *Tree) ([]Measure, error) {
 	s := spawn{
 		profile: Emulator,
 		argv:    []string{"vigia", StageCommand},
 		env:     []string{"GODEBUG=containermaxprocs=0", "GOMAXPROCS=1"},
-		group:   group,
 		order:   order{User: user, Binds: devices(false)},
+	}
+	if tree != nil {
+		var err error
+		if s.group, err = tree.New("probe", Limits{Memory: 256 << 20, CPUs: 1, PIDs: 64}); err != nil {
+			return nil, err
+		}
+		defer tree.Remove()
+		defer s.group.Remove()
 	}
 	p, err := s.start(ctx)
 	if err != nil {

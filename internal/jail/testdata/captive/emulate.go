@@ -37,14 +37,21 @@ func emulate(args []string) error {
 		return err
 	}
 	theirs, ours := os.NewFile(uintptr(pair[0]), "qmp"), os.NewFile(uintptr(pair[1]), "qmp")
+	dir, disk, err := diskSocket()
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	q := jail.QEMU{
 		Binary: args[0],
 		Args: append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-S", "-accel", "tcg", "-m", "64", "-M", "q35,memory-backend=ram",
 			"-object", "memory-backend-file,id=ram,size=64M,share=on,mem-path=" + args[2],
 			"-chardev", "socket,id=q,fd=3", "-mon", "chardev=q,mode=control",
+			"-chardev", "socket,id=disk,path=" + dir + "/disk.sock",
 			"-device", "virtio-rng-pci", "-netdev", "hubport,hubid=0,id=n", "-device", "virtio-net-pci,netdev=n", "-device", "virtio-serial-pci"}, jail.SandboxArgs...),
-		Files:  []*os.File{theirs},
-		Binds:  []jail.Bind{{Source: args[2], Write: true, Reason: "the guest's memory"}},
+		Files: []*os.File{theirs},
+		Binds: []jail.Bind{{Source: args[2], Write: true, Reason: "the guest's memory"},
+			{Source: dir, Reason: "sockets to connect to: that needs no right to write"}},
 		Stderr: os.Stderr,
 	}
 	if uid >= 0 {
@@ -71,6 +78,9 @@ func emulate(args []string) error {
 	if e.Observation, err = jail.Observe(p.PID); err != nil {
 		return err
 	}
+	if _, err := disk.Accept(); err != nil {
+		return fmt.Errorf("it did not connect to the socket in the bind: %w", err)
+	}
 	e.Compared = jail.Emulator.Compare(e.Observation)
 	for _, cmd := range []string{"qmp_capabilities", "query-status", "quit"} {
 		fmt.Fprintf(conn, "{\"execute\":%q}\n", cmd)
@@ -82,4 +92,19 @@ func emulate(args []string) error {
 	}
 	e.Exit = p.Exit().String()
 	return say(e)
+}
+
+// diskSocket listens in a directory of its own, where everyone may connect.
+func diskSocket() (string, net.Listener, error) {
+	dir, err := os.MkdirTemp("", "sockets")
+	if err != nil {
+		return "", nil, err
+	}
+	os.Chmod(dir, 0o755)
+	l, err := net.Listen("unix", dir+"/disk.sock")
+	if err != nil {
+		return "", nil, err
+	}
+	l.(*net.UnixListener).SetDeadline(time.Now().Add(20 * time.Second))
+	return dir, l, os.Chmod(dir+"/disk.sock", 0o666)
 }
