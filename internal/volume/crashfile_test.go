@@ -53,6 +53,8 @@ type crashFile struct {
 	start  pages
 	size   int64
 	ops    []op
+	made   pages // what the first madeOf operations made
+	madeOf int
 	onSync func()                         // called while a sync is under way
 	fail   func(what string, n int) error // what: read, write, sync, punch
 }
@@ -136,21 +138,28 @@ func (f *crashFile) done() int {
 // sector what it was at some moment since, as writeback goes page by page in any order and may tear a page between
 // sectors. A killed process leaves everything: tear is nil.
 func (f *crashFile) after(k int, tear *rand.Rand) pages {
-	disk := maps.Clone(f.start)
 	synced := 0
 	for i, o := range f.ops[:k] {
 		if o.sync {
 			synced = i
 		}
 	}
-	// progress says, of a sector, up to which operation it has reached the disk.
+	disk := f.upTo(synced)
+	// progress says, of a page (-1-n) or a sector, up to which operation it has reached the disk.
 	progress := map[int64]int{}
-	for i, o := range f.ops[:k] {
+	if last := f.ops[k-1]; tear != nil && !last.sync && tear.IntN(2) == 0 {
+		// What was written last is there, which is what a missing sync before it cannot bear.
+		for n := last.off / BlockSize; n*BlockSize < last.off+last.n; n++ {
+			progress[-1-n] = k
+		}
+	}
+	for j, o := range f.ops[synced:k] {
+		i := synced + j
 		if o.sync {
 			continue
 		}
 		for n := o.off / BlockSize; n*BlockSize < o.off+o.n; n++ {
-			if i < synced || tear == nil {
+			if tear == nil {
 				o.apply(disk, n)
 				continue
 			}
@@ -158,6 +167,20 @@ func (f *crashFile) after(k int, tear *rand.Rand) pages {
 		}
 	}
 	return disk
+}
+
+// upTo is what the first k operations made, torn by nothing. It goes on from what it was asked for last.
+func (f *crashFile) upTo(k int) pages {
+	if f.made == nil || k < f.madeOf {
+		f.made, f.madeOf = maps.Clone(f.start), 0
+	}
+	for _, o := range f.ops[f.madeOf:k] {
+		for n := o.off / BlockSize; !o.sync && n*BlockSize < o.off+o.n; n++ {
+			o.apply(f.made, n)
+		}
+	}
+	f.madeOf = k
+	return maps.Clone(f.made)
 }
 
 func (o op) apply(disk pages, n int64) {

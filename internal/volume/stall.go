@@ -44,10 +44,12 @@ func (s *staller) try(op func() error) error {
 }
 
 func (s *staller) hold(op func() error, err error) error {
-	if s.enter() {
+	t, first := s.enter()
+	if first {
 		s.onStall(err)
 	}
-	for passing(err) && s.wait() {
+	for passing(err) && s.wait(t) {
+		t = s.ticket()
 		err = op()
 	}
 	if s.leave() && err == nil && s.onResume != nil {
@@ -56,12 +58,24 @@ func (s *staller) hold(op func() error, err error) error {
 	return err
 }
 
+// ticket is what a held request takes before it tries, so that a Retry that comes while it tries is not lost.
+type ticket struct {
+	again chan struct{}
+	cut   int
+}
+
+func (s *staller) ticket() ticket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ticket{s.again, s.cut}
+}
+
 // enter and leave count a held request and say if it is the first, and was the last.
-func (s *staller) enter() bool {
+func (s *staller) enter() (t ticket, first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held++
-	return s.held == 1 && !s.failing
+	return ticket{s.again, s.cut}, s.held == 1 && !s.failing
 }
 
 func (s *staller) leave() bool {
@@ -72,22 +86,22 @@ func (s *staller) leave() bool {
 }
 
 // wait returns when it is time to try again, with false when errors are to be given out.
-func (s *staller) wait() bool {
+func (s *staller) wait(t ticket) bool {
 	s.mu.Lock()
-	again, failing, cut := s.again, s.failing, s.cut
+	failing := s.failing
 	s.mu.Unlock()
 	if failing {
 		return false
 	}
-	t := time.NewTimer(s.every)
-	defer t.Stop()
+	timer := time.NewTimer(s.every)
+	defer timer.Stop()
 	select {
-	case <-again:
-	case <-t.C:
+	case <-t.again:
+	case <-timer.C:
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.failing && s.cut == cut
+	return !s.failing && s.cut == t.cut
 }
 
 func (s *staller) wake(failing bool) {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -29,8 +30,10 @@ func newOverlay(t testing.TB, size int64, parent ID) *os.File {
 func pattern(n int, seed uint64) []byte {
 	p := make([]byte, n)
 	r := rand.New(rand.NewPCG(seed, 1))
-	for i := range p {
-		p[i] = byte(r.Uint32())
+	for i := 0; i < n; i += 8 {
+		var w [8]byte
+		binary.LittleEndian.PutUint64(w[:], r.Uint64())
+		copy(p[i:], w[:])
 	}
 	return p
 }
