@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,7 +48,7 @@ func checkDB(path string) (err error) {
 			err = fmt.Errorf("%v", r)
 		}
 	}()
-	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second, PreLoadFreelist: true})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		return err
 	}
@@ -61,7 +62,12 @@ func walk(b *bolt.Bucket, depth int) error {
 	if depth > 8 {
 		return errors.New("buckets nested too deep")
 	}
+	var last []byte
 	return b.ForEach(func(k, v []byte) error {
+		if last != nil && bytes.Compare(last, k) >= 0 {
+			return fmt.Errorf("key %x is out of order", k)
+		}
+		last = k
 		if v == nil {
 			sub := b.Bucket(k)
 			if sub == nil {

@@ -30,6 +30,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -81,6 +82,8 @@ type Store struct {
 	lock   *Lock
 	cancel context.CancelFunc
 	ctx    context.Context
+	once   sync.Once
+	err    error
 }
 
 // Open opens the store and waits until it answers.
@@ -128,17 +131,19 @@ func (s *Store) connect(ctx context.Context, opts Options) error {
 
 // Close ends watches and lets go of the directory. What was put is already durable.
 func (s *Store) Close() error {
-	s.cancel()
-	if s.client != nil {
-		s.client.Close()
-	}
-	if s.etcd != nil {
-		s.etcd.Close()
-	}
-	if s.lock != nil {
-		return s.lock.Release()
-	}
-	return nil
+	s.once.Do(func() {
+		s.cancel()
+		if s.client != nil {
+			s.client.Close()
+		}
+		if s.etcd != nil {
+			s.etcd.Close()
+		}
+		if s.lock != nil {
+			s.err = s.lock.Release()
+		}
+	})
+	return s.err
 }
 
 func (s *Store) key(name string) (string, error) {
