@@ -112,6 +112,9 @@ func (c *captureFile) Close() error {
 
 // ended tells an end that the person asked for, by Ctrl-C or a time, from a failure.
 func ended(ctx context.Context, err error) bool {
+	if err == nil || ctx.Err() == nil {
+		return false
+	}
 	code := connect.CodeOf(err)
-	return ctx.Err() != nil && (code == connect.CodeCanceled || code == connect.CodeDeadlineExceeded || errors.Is(err, ctx.Err()))
+	return code == connect.CodeCanceled || code == connect.CodeDeadlineExceeded || errors.Is(err, ctx.Err())
 }

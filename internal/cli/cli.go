@@ -82,7 +82,6 @@ type LedgerOptions struct {
 	State string
 	Dir   string // a ledger's own directory, or a copy of one; empty: the state directory's
 	Key   string // file of the verifier key; empty: the one beside the ledger
-	To    string // export: the directory to make
 }
 
 // Main runs one command line, without the program's name, and returns the exit status. Cancelling ctx ends the command.

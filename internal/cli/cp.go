@@ -149,16 +149,15 @@ func (a *app) copyOut(ctx context.Context, c *api.Client, from end, file string)
 	if info, err := os.Stat(file); err == nil && info.IsDir() || strings.HasSuffix(file, "/") {
 		file = filepath.Join(file, path.Base(from.path))
 	}
-	n, err := a.receiveInto(stream, file)
+	n, err := receiveInto(stream, file)
 	if err != nil {
 		return err
 	}
 	return a.copied(n, from.name+":"+from.path, file)
 }
 
-// receiveInto writes a file whole or not at all: under another name first, then renamed. What is no regular file
-// (/dev/null, a pipe) is written to as it is.
-func (a *app) receiveInto(stream *chunkStream, file string) (uint64, error) {
+// receiveInto writes a file whole or not at all. What is no regular file (/dev/null, a pipe) is written to as it is.
+func receiveInto(stream *chunkStream, file string) (n uint64, err error) {
 	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
 		f, err := os.OpenFile(file, os.O_WRONLY, 0)
 		if err != nil {
@@ -167,16 +166,11 @@ func (a *app) receiveInto(stream *chunkStream, file string) (uint64, error) {
 		n, err := receiveFile(stream, f)
 		return n, errors.Join(err, f.Close())
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".vigia-cp-*")
-	if err != nil {
-		return 0, err
-	}
-	defer os.Remove(f.Name())
-	n, err := receiveFile(stream, f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return n, err
-	}
-	return n, os.Rename(f.Name(), file)
+	err = writeWhole(file, func(w io.Writer) error {
+		n, err = receiveFile(stream, w)
+		return err
+	})
+	return n, err
 }
 
 type chunkStream = connect.ServerStreamForClient[vigiav1.Chunk]

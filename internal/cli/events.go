@@ -36,13 +36,7 @@ func (a *app) eventsCmd() *cobra.Command {
 			if req.Since, err = parseSince(since, time.Now()); err != nil {
 				return err
 			}
-			stream, err := c.Events.List(ctx, connect.NewRequest(req))
-			if err != nil {
-				return err
-			}
-			defer stream.Close()
-			err = a.printEvents(stream, req.Follow)
-			if req.Follow && ctx.Err() != nil && connect.CodeOf(err) == connect.CodeCanceled {
+			if err = a.events(ctx, c, req); req.Follow && ended(ctx, err) {
 				return nil // Ctrl-C is how following ends
 			}
 			return err
@@ -53,6 +47,15 @@ func (a *app) eventsCmd() *cobra.Command {
 	f.StringSliceVar(&req.Kinds, "kind", nil, "`kind`, or the beginning of kinds with a dot at its end, as in net.; repeatable")
 	f.StringVar(&since, "since", "", "how long ago (10m, 2d), or a `time` (RFC 3339)")
 	return c
+}
+
+func (a *app) events(ctx context.Context, c *api.Client, req *vigiav1.ListEventsRequest) error {
+	stream, err := c.Events.List(ctx, connect.NewRequest(req))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	return a.printEvents(stream, req.Follow)
 }
 
 // parseSince reads how long ago, or a point in time.

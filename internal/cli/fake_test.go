@@ -70,6 +70,7 @@ func (f *fake) serve(state string) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // by then the descriptor in its address may be another test's
 	mux := http.NewServeMux()
 	mux.Handle(vigiav1connect.NewMachinesHandler(f))
 	mux.Handle(vigiav1connect.NewViewsHandler(fakeViews{f: f}))
@@ -85,7 +86,7 @@ func (f *fake) serve(state string) (stop func(), err error) {
 	go s.Serve(l)
 	return func() {
 		s.Close()
-		os.Remove(filepath.Join(state, api.SocketName)) // its address is a descriptor that is closed
+		os.Remove(filepath.Join(state, api.SocketName))
 	}, nil
 }
 
@@ -344,8 +345,9 @@ func (fakeImages) Build(_ context.Context, req *connect.Request[vigiav1.BuildReq
 		return fail(connect.CodeInternal, "recipe fails: mmdebstrap ended with 25")
 	}
 	s.Send(&vigiav1.Progress{Step: "unpacking"})
-	s.Send(&vigiav1.Progress{Step: "copying", Done: 5, Total: 10})
 	s.Send(&vigiav1.Progress{Step: "copying", Done: 10, Total: 10})
+	s.Send(&vigiav1.Progress{Step: "sealing", Done: 5, Total: 10}) // and no more of it: steps may be shorter than they thought
+	s.Send(&vigiav1.Progress{Step: "\x1b]0;owned\x07", Done: 11, Total: 10})
 	return s.Send(&vigiav1.Progress{Image: &vigiav1.Image{Name: req.Msg.Name + req.Msg.Recipe + req.Msg.RecipeFile, Id: "b3-11", Bytes: uint64(len(req.Msg.RecipeYaml))}})
 }
 

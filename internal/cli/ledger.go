@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"connectrpc.com/connect"
@@ -58,7 +59,7 @@ func (a *app) ledgerVerifyCmd() *cobra.Command {
 			if a.local.LedgerVerify == nil {
 				return missing("ledger verify")
 			}
-			return a.local.LedgerVerify(ctx, o, a.json(), a.std.Out)
+			return a.local.LedgerVerify(ctx, o, a.json(), a.localOutput())
 		}),
 	}
 	c.Flags().StringVar(&o.Dir, "dir", "", "the ledger's `directory`, or an exported copy (default: the state directory's)")
@@ -69,18 +70,22 @@ func (a *app) ledgerVerifyCmd() *cobra.Command {
 func (a *app) ledgerExportCmd() *cobra.Command {
 	var o LedgerOptions
 	c := &cobra.Command{
-		Use:   "export DIR",
-		Short: "Copy the ledger, its head and its public key to a new directory",
-		Args:  oneArg("DIR"),
+		Use:   "export [FILE]",
+		Short: "Write the ledger as one file that proves itself",
+		Long: "Write the ledger as one file that proves itself: the signed head and every entry, a line of JSON each. Without a\n" +
+			"FILE it goes to the standard output.",
+		Args: atMostOne,
 		RunE: a.run(func(ctx context.Context, args []string) (err error) {
-			o.To = args[0]
 			if o.State, err = api.StateDir(a.stateFlag); err != nil {
 				return err
 			}
 			if a.local.LedgerExport == nil {
 				return missing("ledger export")
 			}
-			return a.local.LedgerExport(ctx, o, a.std.Out)
+			if len(args) == 0 || args[0] == "-" {
+				return a.local.LedgerExport(ctx, o, a.localOutput())
+			}
+			return writeWhole(args[0], func(w io.Writer) error { return a.local.LedgerExport(ctx, o, w) })
 		}),
 	}
 	c.Flags().StringVar(&o.Dir, "dir", "", "the ledger's `directory` (default: the state directory's)")

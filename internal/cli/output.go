@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
@@ -198,3 +200,19 @@ func span(d time.Duration) string {
 
 // joined is a list in one cell.
 func joined(list []string) string { return strings.Join(list, ", ") }
+
+// localOutput is where a Local function prints. What it read (events, a ledger) may quote a guest.
+func (a *app) localOutput() io.Writer { return a.guestOutput(a.std.Out, true, false) }
+
+// writeWhole writes a file whole or not at all: under another name first, then renamed. It is its owner's alone.
+func writeWhole(file string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(file), ".vigia-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(write(f), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
+}

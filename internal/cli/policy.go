@@ -66,7 +66,7 @@ func (a *app) policyCheckCmd() *cobra.Command {
 			if a.local.PolicyCheck == nil {
 				return missing("policy check")
 			}
-			return a.local.PolicyCheck(args, a.std.Out)
+			return a.local.PolicyCheck(args, a.localOutput())
 		}),
 	}
 }
@@ -85,7 +85,7 @@ func (a *app) policyTestCmd() *cobra.Command {
 			if a.local.PolicyTest == nil {
 				return missing("policy test")
 			}
-			return a.local.PolicyTest(args[0], events, a.json(), a.std.Out)
+			return a.local.PolicyTest(args[0], events, a.json(), a.localOutput())
 		}),
 	}
 	c.Flags().StringVar(&events, "events", "", "`file` of recorded events")

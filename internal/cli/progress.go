@@ -43,7 +43,8 @@ func (p *progress) newBar(name string, total int64) *mpb.Bar {
 	if total <= 0 {
 		return p.bars.AddSpinner(0, mpb.PrependDecorators(label), mpb.AppendDecorators(elapsed))
 	}
-	return p.bars.AddBar(total, mpb.PrependDecorators(label), mpb.AppendDecorators(decor.Percentage(decor.WC{W: 5}), elapsed))
+	// A bar made with its total could not be completed before it is reached, and end would wait for it for ever.
+	return p.bars.AddBar(0, mpb.PrependDecorators(label), mpb.AppendDecorators(decor.Percentage(decor.WC{W: 5}), elapsed))
 }
 
 // finish completes the open bar, or leaves it where it stopped.

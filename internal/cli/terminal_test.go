@@ -215,9 +215,13 @@ func TestProgressOnTerminal(t *testing.T) {
 	wantStatus(t, start(t.Context(), p.streams(), "image", "build", "debian"), 0)
 	p.wait(t, "unpacking")
 	p.wait(t, "copying")
+	p.wait(t, "sealing")
 	p.wait(t, "debian b3-11 0")
 	wantStatus(t, start(t.Context(), p.streams(), "image", "build", "fails"), 1)
 	p.wait(t, "vigia: recipe fails: mmdebstrap ended with 25")
+	if strings.Contains(p.text(), "\x1b]") {
+		t.Errorf("a step's name reached the terminal as it was: %q", p.text())
+	}
 }
 
 // TestCaptureToTerminal: binary frames are not poured over a person.

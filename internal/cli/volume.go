@@ -23,7 +23,7 @@ func (a *app) volumeCmd() *cobra.Command {
 			if a.local.VolumeCheck == nil {
 				return missing("volume check")
 			}
-			return a.local.VolumeCheck(ctx, state, args[0], a.json(), a.std.Out)
+			return a.local.VolumeCheck(ctx, state, args[0], a.json(), a.localOutput())
 		}),
 	})
 	return c
