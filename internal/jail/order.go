@@ -21,6 +21,7 @@ type order struct {
 	Profile string            `json:"profile"`
 	Walled  bool              `json:"walled"`         // it is in the profile's namespaces
 	User    *User             `json:"user,omitempty"` // to become, as root
+	MaxFile uint64            `json:"max_file,omitempty"`
 	Binds   []Bind            `json:"binds,omitempty"`
 	Links   map[string]string `json:"links,omitempty"`
 	Args    []string          `json:"args,omitempty"` // QEMU's, from argv[0] on
@@ -91,7 +92,11 @@ func (o order) carryOut(p Profile, t threads) ([]Measure, error) {
 		}
 		measures = append(measures, in("empty root", bindDetail(o.Binds)))
 	}
-	limited, err := setRlimits(p.Rlimits)
+	limits := p.Rlimits
+	if o.MaxFile > 0 {
+		limits = append(limits[:len(limits):len(limits)], Rlimit{"fsize", unix.RLIMIT_FSIZE, o.MaxFile, "no file of the host grows without end"})
+	}
+	limited, err := setRlimits(limits)
 	if err != nil {
 		return nil, err
 	}

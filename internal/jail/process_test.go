@@ -94,6 +94,24 @@ func TestDeviceGroup(t *testing.T) {
 	}
 }
 
+// A flood of its log ends a process at the bound, not the host's disk.
+func TestMaxFile(t *testing.T) {
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	p, err := QEMU{Binary: captive, Args: []string{"try", "flood"}, Stderr: log, MaxFile: 1 << 20}.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	exit := p.Exit()
+	if st, err := log.Stat(); err != nil || st.Size() > 1<<20 || st.Size() < 1<<19 || exit.Code == 0 && exit.Signal == 0 {
+		t.Errorf("%s, and its log has %d bytes", exit, st.Size())
+	}
+}
+
 // A process outlives the daemon that started it, and is found again.
 func TestSurvivesTheDaemon(t *testing.T) {
 	for _, c := range callers() {

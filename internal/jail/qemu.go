@@ -24,6 +24,9 @@ type QEMU struct {
 	User   *User  // the machine's own, as root; must be able to open what Binds names
 	Group  *Group // nil: no cgroup limits
 	Tag    string // how Leftovers finds it after a crash of the daemon: "state/machine/qemu"
+
+	// MaxFile bounds every file it writes, its log too; 0 is no bound. Beyond it the kernel ends it (SIGXFSZ).
+	MaxFile uint64
 }
 
 // StageCommand is the sub-command that main hands to Stage.
@@ -49,7 +52,7 @@ func (q QEMU) Start(ctx context.Context) (*Process, error) {
 		stdio:   [3]*os.File{q.Stdin, q.Stdout, q.Stderr},
 		group:   q.Group,
 		order: order{
-			User: user, Binds: binds, Links: program.Links,
+			MaxFile: q.MaxFile, User: user, Binds: binds, Links: program.Links,
 			Args: append([]string{program.Path}, q.Args...),
 			Env:  []string{"LC_ALL=C", "TZ=UTC", tagVariable + "=" + q.Tag},
 		},

@@ -20,6 +20,9 @@ type Worker struct {
 	User    *User  // its own, as root
 	Group   *Group // nil: no cgroup limits
 	Tag     string // how Leftovers finds it after a crash of the daemon: "state/machine/guard"
+
+	// MaxFile bounds every file it writes, its log too; 0 is no bound. Beyond it the worker dies of SIGXFSZ.
+	MaxFile uint64
 }
 
 // Start starts the worker and returns when it has confined itself by Confine, or has failed to. It survives its parent.
@@ -31,7 +34,7 @@ func (w Worker) Start(ctx context.Context) (*Process, error) {
 		files:   w.Files,
 		stdio:   [3]*os.File{w.Stdin, w.Stdout, w.Stderr},
 		group:   w.Group,
-		order:   order{User: w.User},
+		order:   order{User: w.User, MaxFile: w.MaxFile},
 	}
 	return s.start(ctx)
 }

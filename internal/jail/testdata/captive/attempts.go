@@ -24,6 +24,9 @@ func attempt(name string) error {
 	if name == "eat" {
 		eat()
 	}
+	if name == "flood" {
+		return flood()
+	}
 	if name == "threads" {
 		threads()
 	}
@@ -284,6 +287,16 @@ func eat() {
 		all = append(all, b)
 	}
 	say(len(all))
+}
+
+// flood writes 16 MiB of log.
+func flood() error {
+	for range 4096 {
+		if _, err := os.Stderr.Write(make([]byte, 4096)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // threads makes threads until it is stopped; the runtime dies of the first that it does not get.
