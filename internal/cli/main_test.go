@@ -44,6 +44,7 @@ func TestScript(t *testing.T) {
 			}
 			env.Defer(stop)
 			env.Setenv("VIGIA_STATE", state)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command under -race sleeps a second at its end
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status},
