@@ -13,6 +13,7 @@ import (
 type Guest struct {
 	mem     Physical // as given, for the search
 	meter   meter    // mem, for the views
+	limit   int      // of reads in a view
 	profile *kernel.Profile
 	layout  *layout
 	link    linkAddrs
@@ -53,7 +54,7 @@ const (
 // Attach finds the kernel of profile in mem. It returns ErrNotReady where it is not there, or not far enough in its
 // boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be read.
 func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
-	g := &Guest{mem: mem, meter: meter{mem, maxReads}, profile: profile}
+	g := &Guest{mem: mem, meter: meter{mem, maxReads}, limit: maxReads, profile: profile}
 	var err error
 	if g.layout, err = newLayout(profile); err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
@@ -197,8 +198,10 @@ func (g *Guest) enter(b Boot) bool {
 		}
 	}
 	g.boot = b
-	first, err := g.space.U64(g.initTask() + g.layout.task.tasks)
-	if err != nil {
+	// Without a first task the kernel has but begun.
+	head := g.initTask() + g.layout.task.tasks
+	first, err := g.space.U64(head)
+	if err != nil || first == head {
 		return false
 	}
 	_, err = g.space.U64(first)

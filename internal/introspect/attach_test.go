@@ -103,3 +103,27 @@ func TestTornListIsReadAgain(t *testing.T) {
 		}
 	})
 }
+
+// TestReadsAreBounded: a view that asks for more reading than its limit ends there, whatever it was doing.
+func TestReadsAreBounded(t *testing.T) {
+	onRecordings(t, func(t *testing.T, r *recorded, p *kernel.Profile) {
+		g := attach(t, r, p)
+		r.reads = 0
+		list := processes(t, g)
+		whole := r.reads
+		t.Logf("%d reads for %d processes", whole, len(list))
+		for limit := 1; limit < whole; limit += 97 {
+			g.limit, r.reads = limit, 0
+			if _, err := g.Processes(); !errors.Is(err, ErrEndless) && !errors.Is(err, ErrNotReady) {
+				t.Fatalf("with %d reads of %d: %v", limit, whole, err)
+			}
+			if r.reads > limit+20 { // making sure of the kernel comes before
+				t.Fatalf("%d reads, the limit is %d", r.reads, limit)
+			}
+		}
+		g.limit = maxReads
+		if again := processes(t, g); len(again) != len(list) {
+			t.Errorf("%d processes afterwards, want %d", len(again), len(list))
+		}
+	})
+}

@@ -52,7 +52,7 @@ var (
 
 // Bounds of what is believed of a guest.
 const (
-	maxReads    = 16 << 20 // of one view: a second or so. A hundred processes take some 5,000
+	maxReads    = 16 << 20 // of one view: a second or so. A hundred processes take some 4,000
 	maxNodes    = 1 << 16  // of one list
 	maxAttempts = 8        // to read a list that changes
 	maxCmdline  = 4096     // bytes of arguments

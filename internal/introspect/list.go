@@ -42,11 +42,11 @@ func steady(attempt func() error) error {
 }
 
 // view runs one view: it makes sure of the kernel, repeats attempt while lists are torn, and keeps it all within
-// maxReads.
+// its limit of reads.
 func (g *Guest) view(attempt func() error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.meter.left = maxReads
+	g.meter.left = g.limit
 	if err := g.begin(); err != nil {
 		return err
 	}

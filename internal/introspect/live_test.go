@@ -3,6 +3,7 @@ package introspect
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,5 +159,51 @@ func TestLiveSteady(t *testing.T) {
 	t.Logf("%d samples of %d tasks, %d different; %d flickers, %d backwards, %d with something unknown", samples, tasks/samples, len(seen), flickers, backwards, unknown)
 	if flickers+backwards > 0 {
 		t.Error("a list was not whole")
+	}
+}
+
+// TestLiveProcess reads the same guest through its QEMU's memory, as a clone's is read: VIGIA_TEST_QEMU is its pid.
+func TestLiveProcess(t *testing.T) {
+	g, p, m := live(t)
+	pid := os.Getenv("VIGIA_TEST_QEMU")
+	if pid == "" {
+		t.Skip("VIGIA_TEST_QEMU names no QEMU: reading through its memory is left out")
+	}
+	maps, err := os.ReadFile("/proc/" + pid + "/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var base uint64
+	for line := range strings.Lines(string(maps)) {
+		if strings.Contains(line, os.Getenv("VIGIA_TEST_RAM")) {
+			if _, err := fmt.Sscanf(line, "%x-", &base); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	mem, err := os.Open("/proc/" + pid + "/mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	ram, err := memory.NewProcess(mem, base, m.Regions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	c, err := Attach(ram, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attached := time.Now()
+	want, got := processes(t, g), processes(t, c)
+	listed := time.Now()
+	if _, err := c.CPU(nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("attach %v, list %v, CPU time %v", attached.Sub(began), listed.Sub(attached), time.Since(listed))
+	if len(want) != len(got) || c.Boot() != g.Boot() {
+		t.Errorf("%d processes, the mapping has %d", len(got), len(want))
 	}
 }
