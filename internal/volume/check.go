@@ -207,7 +207,8 @@ func (c *checker) geometry(at int64, b []byte) bool {
 	c.chunks = ceil(size, 2<<20)
 	pages := ceil(c.chunks, 31)
 	logLen := max(1<<20, pages*4096)
-	data := ceil(8192+logLen+2*pages*4096, 1<<20) << 20
+	live := 4096 + ceil(c.chunks*128, 4096)*4096
+	data := ceil(8192+logLen+2*pages*4096+live, 1<<20) << 20
 	le := binary.LittleEndian
 	ok := true
 	for _, f := range []struct {

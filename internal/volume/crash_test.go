@@ -29,6 +29,7 @@ type stamped struct {
 type stamp struct {
 	number uint32
 	at     int // operations of the file when the write began
+	done   int // and when it was answered
 }
 
 // flushed is a flush that came back: what was written before the file's operation began is durable from operation done on.
@@ -68,7 +69,7 @@ func newStamped(t *testing.T, seed uint64) (*stamped, pages) {
 			number = 1
 			copy(raw[i*sector:], stampSectors(int64(i), 1, 1))
 		}
-		s.history[i] = []stamp{{number, 0}}
+		s.history[i] = []stamp{{number, 0, 0}}
 	}
 	id, err := importRaw(base, bytes.NewReader(raw), crashDisk, nil)
 	if err != nil {
@@ -79,7 +80,7 @@ func newStamped(t *testing.T, seed uint64) (*stamped, pages) {
 		t.Fatal(err)
 	}
 	s.f = newCrashFile(over.now, over.size)
-	s.v, err = open([]file{base}, s.f, Options{})
+	s.v, err = open([]file{base}, s.f, Options{Boot: Boot{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,10 +107,13 @@ func (s *stamped) span() (first, n int64) {
 func (s *stamped) put(first, n int64, number uint32, do func() error) {
 	at := s.f.done()
 	for i := first; i < first+n; i++ {
-		s.history[i] = append(s.history[i], stamp{number, at})
+		s.history[i] = append(s.history[i], stamp{number, at, at + 1<<30})
 	}
 	if err := do(); err != nil {
 		s.t.Fatal(err)
+	}
+	for i := first; i < first+n; i++ {
+		s.history[i][len(s.history[i])-1].done = s.f.done()
 	}
 }
 
@@ -174,8 +178,9 @@ func (s *stamped) change() {
 	}
 }
 
-// verify reads a disk found after a crash at operation k.
-func (s *stamped) verify(v *Volume, k int) error {
+// verify reads a disk found after a crash at operation k. If only the process was killed, everything that was answered
+// has to be there, flushed or not: what the guest wrote last, but for the one write that was under way.
+func (s *stamped) verify(v *Volume, k int, killed bool) error {
 	var last flushed
 	for _, f := range s.flushed {
 		if f.done <= k {
@@ -192,8 +197,14 @@ func (s *stamped) verify(v *Volume, k int) error {
 		if !uniformWords(p[i*sector:(i+1)*sector], stampWord(int64(i), number)) {
 			return fmt.Errorf("sector %d is torn", i)
 		}
-		ok := h[last.before[i]-1].number == number
-		for j := last.before[i]; j < len(h) && h[j].at < k; j++ {
+		from := last.before[i] - 1
+		if killed {
+			for from+1 < len(h) && h[from+1].done <= k {
+				from++
+			}
+		}
+		ok := h[from].number == number
+		for j := from + 1; j < len(h) && h[j].at < k; j++ {
 			ok = ok || h[j].number == number
 		}
 		if !ok {
@@ -216,14 +227,18 @@ func (s *stamped) crashAt(base pages, baseSize int64, k int, tear *rand.Rand) er
 		return errors.Join(err, fmt.Errorf("check: %v", rep.Damage))
 	}
 	lower, f := newCrashFile(base, baseSize), newCrashFile(disk, s.f.size)
-	v, err := open([]file{lower}, f, Options{})
+	boot := Boot{1}
+	if tear != nil {
+		boot = Boot{2} // after a power cut
+	}
+	v, err := open([]file{lower}, f, Options{Boot: boot})
 	if errors.Is(err, ErrFrozen) {
 		v, err = open([]file{lower, f}, nil, Options{})
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.verify(v, k); err != nil {
+	if err := s.verify(v, k, tear == nil); err != nil {
 		return err
 	}
 	return s.goOn(v, f, lower)

@@ -1,9 +1,6 @@
 package volume
 
-import (
-	"errors"
-	"sync"
-)
+import "sync"
 
 // Flush returns when everything written before it is on stable storage.
 //
@@ -239,14 +236,7 @@ func (v *Volume) putHeader(h header) error {
 // putPages empties the area, since pages of an attempt that a power cut ended may lie there, and fills it.
 func (v *Volume) putPages(h header, pages []mapImage) error {
 	at := h.geo.mapOff[h.mapWhich]
-	if err := v.top.f.Punch(at, h.geo.pages*pageSize); errors.Is(err, errNoPunch) {
-		zero := make([]byte, pageSize)
-		for p := range h.geo.pages {
-			if _, err := v.top.f.WriteAt(zero, at+p*pageSize); err != nil {
-				return err
-			}
-		}
-	} else if err != nil {
+	if err := zeroArea(v.top.f, at, h.geo.pages*pageSize); err != nil {
 		return err
 	}
 	for _, m := range pages {

@@ -76,6 +76,8 @@ type geometry struct {
 	chunks, pages int64
 	logOff, logSz int64
 	mapOff        [2]int64
+	liveOff       int64
+	liveSz        int64
 	dataOff       int64
 }
 
@@ -86,7 +88,9 @@ func geometryOf(size int64) geometry {
 	mapSz := g.pages * pageSize
 	g.logOff, g.logSz = 2*headerSize, max(minLogSize, mapSz)
 	g.mapOff = [2]int64{g.logOff + g.logSz, g.logOff + g.logSz + mapSz}
-	g.dataOff = (g.mapOff[1] + mapSz + dataAlign - 1) / dataAlign * dataAlign
+	g.liveOff = g.mapOff[1] + mapSz
+	g.liveSz = liveHeader + (g.chunks*chunkStates+BlockSize-1)/BlockSize*BlockSize
+	g.dataOff = (g.liveOff + g.liveSz + dataAlign - 1) / dataAlign * dataAlign
 	return g
 }
 
@@ -163,7 +167,8 @@ func (h *header) validate(b []byte) error {
 	le := binary.LittleEndian
 	g := geometry{logOff: int64(le.Uint64(b[112:])), logSz: int64(le.Uint64(b[120:])),
 		mapOff: [2]int64{int64(le.Uint64(b[128:])), int64(le.Uint64(b[136:]))},
-		pages:  int64(le.Uint64(b[144:])), dataOff: int64(le.Uint64(b[160:])), chunks: h.geo.chunks}
+		pages:  int64(le.Uint64(b[144:])), dataOff: int64(le.Uint64(b[160:])), chunks: h.geo.chunks,
+		liveOff: h.geo.liveOff, liveSz: h.geo.liveSz}
 	switch {
 	case le.Uint32(b[12:]) != headerSize || le.Uint32(b[104:]) != BlockSize || le.Uint32(b[108:]) != chunkBlocks || g != h.geo:
 		return fmt.Errorf("%w: header geometry", ErrDamaged)

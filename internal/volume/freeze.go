@@ -76,11 +76,11 @@ func (v *Volume) push(f file) error {
 		v.unlink(size)
 		return fmt.Errorf("push overlay: %w: a running disk cannot change its size", ErrParent)
 	}
+	v.written, v.flushed = 1, 0 // the new file itself is not yet durable
 	if err := v.loadLayer(v.topSrc, v.top); err != nil {
 		v.unlink(size)
 		return fmt.Errorf("push overlay: %w", err)
 	}
-	v.written, v.flushed = 1, 0 // the new file itself is not yet durable
 	return nil
 }
 

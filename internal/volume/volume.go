@@ -27,6 +27,8 @@ type Options struct {
 	OnStall    func(error)
 	OnResume   func()
 	RetryEvery time.Duration // 2 s if zero
+	// Boot is the host's boot, HostBoot if zero: what a killed process had answered in this boot is all there.
+	Boot Boot
 	// Unlocked leaves out the lock that keeps a second process from writing the overlay.
 	Unlocked bool
 }
@@ -60,6 +62,7 @@ type Volume struct {
 	touched dirtySet // and whose data did
 	written uint64   // counts changes, to see whether a flush has anything to do
 	sealing bool     // a Freeze failed halfway
+	live    bool     // changes of the map are also written to the live map
 
 	// flush is held by whoever syncs; it is taken before write.
 	flush   sync.Mutex
@@ -72,6 +75,9 @@ type Volume struct {
 // Open opens a chain: layers, the lowest first, all frozen, and the overlay that takes the writes, or nil for a volume
 // that cannot be written. It takes the files over: Close closes them.
 func Open(layers []*os.File, overlay *os.File, o Options) (*Volume, error) {
+	if o.Boot == (Boot{}) {
+		o.Boot = HostBoot()
+	}
 	files := make([]file, len(layers))
 	for i, f := range layers {
 		files[i] = hostFile(f)
@@ -169,8 +175,10 @@ func (v *Volume) loadLayer(src uint8, l *layer) error {
 		return err
 	}
 	var err error
-	v.logNext, v.logSeq, err = l.replayLog(apply)
-	return err
+	if v.logNext, v.logSeq, err = l.replayLog(apply); err != nil {
+		return err
+	}
+	return v.openLive()
 }
 
 // Size is the size of the disk in bytes.

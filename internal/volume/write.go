@@ -70,7 +70,7 @@ func (v *Volume) store(p []byte, off int64) error {
 		return err
 	}
 	if fresh {
-		v.mark(first, last-first+1, v.topSrc)
+		return v.mark(first, last-first+1, v.topSrc)
 	}
 	return nil
 }
@@ -113,13 +113,14 @@ func (v *Volume) copyUp(b int64) error {
 }
 
 // mark gives blocks a new source. The caller holds write.
-func (v *Volume) mark(b, n int64, src uint8) {
+func (v *Volume) mark(b, n int64, src uint8) error {
 	v.mapMu.Lock()
 	v.m.set(b, n, src)
 	v.mapMu.Unlock()
 	for c := b / chunkBlocks; c <= (b+n-1)/chunkBlocks; c++ {
 		v.dirty.add(c)
 	}
+	return v.putLive(b/chunkBlocks, (b+n-1)/chunkBlocks)
 }
 
 // Trim tells that the guest has no use for a range: whole blocks in it read as zeros from now on and their room is
@@ -206,7 +207,9 @@ func (v *Volume) zeroBlocks(b, n int64) error {
 		src, k := v.m.run(b, end-b)
 		if src != srcNone && src != srcZero {
 			v.written++
-			v.mark(b, k, srcZero)
+			if err := v.mark(b, k, srcZero); err != nil {
+				return err
+			}
 			if src == v.topSrc {
 				if err := v.punch(b, k); err != nil {
 					return err
