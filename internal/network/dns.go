@@ -123,7 +123,7 @@ func (n *Network) acceptDNS(f *flow, r *tcp.ForwarderRequest) {
 		n.dns.serveStream(conn, f.key.near)
 	}
 	n.finish(f, endClosed)
-	conn.Close()
+	n.closeGuest(ep, wq)
 }
 
 // serveStream answers questions with a 2-byte length before each, RFC 7766.

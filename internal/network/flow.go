@@ -163,7 +163,7 @@ func (t *flowTable) add(f *flow, pending bool) (why reason, evict *flow) {
 	switch {
 	case t.closed:
 		return reasonQuarantine, nil
-	case pending && t.pending >= t.maxUp:
+	case pending && t.pending >= t.maxUp && !t.sweep():
 		return reasonTooManyOpening, nil
 	case len(t.byKey) >= t.max:
 		if evict = t.idlest(); evict == nil {
@@ -179,6 +179,16 @@ func (t *flowTable) add(f *flow, pending bool) (why reason, evict *flow) {
 	}
 	t.byKey[f.key] = f
 	return allowed, evict
+}
+
+// sweep takes out flows whose opening was given up without a word. It says whether there were any.
+func (t *flowTable) sweep() bool {
+	for _, f := range t.byKey {
+		if f.pending && time.Since(f.began) > openTimeout {
+			t.forget(f)
+		}
+	}
+	return t.pending < t.maxUp
 }
 
 // evictAfter is how long a flow is safe from making room for another.

@@ -172,6 +172,8 @@ type Network struct {
 	link  *link
 	tcpin *tcp.Forwarder
 
+	closing chan struct{} // a slot per endpoint that waits for the guest's last word
+
 	quarantine quarantine
 	ctx        context.Context // ends with Close
 	stop       context.CancelFunc
@@ -189,6 +191,7 @@ func New(cfg Config, emit func(event.Kind, event.Fields)) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{cfg: cfg, guest: cfg.Guest.Addr()}
+	n.closing = make(chan struct{}, maxClosing)
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.wire = wire{guestMAC: [6]byte(cfg.MAC), gatewayMAC: [6]byte(cfg.GatewayMAC), guest: n.guest.As4(), gateway: cfg.Gateway.As4()}
 	n.report = newReporter(emit, cfg.Limits.EventRate)

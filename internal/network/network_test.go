@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"vigia/internal/event"
 )
@@ -186,4 +187,25 @@ func TestPublishedUDP(t *testing.T) {
 	}
 	w.n.Close()
 	w.await(event.NetFlow, "udp", "direction:in", "127.0.0.1")
+}
+
+// A guest that never completes its handshakes, or never acknowledges an end, does not hold the network up.
+func TestCloseWhileTheGuestIsSilent(t *testing.T) {
+	server := echoTCP(t, "hello")
+	w := newWorld(t, Config{Dial: toLoopback(map[uint16]netip.AddrPort{80: server})})
+	wire := w.plug()
+	send(t, wire, synFrame(t, outside, 1000, 80))
+	if f := receive(t, wire); f[47] != 0x12 {
+		t.Fatalf("flags %x, want SYN and ACK", f[47])
+	}
+	if s := w.n.Stats(); s.Open != 1 {
+		t.Errorf("%d flows are open", s.Open)
+	}
+	done := make(chan struct{})
+	go func() { w.n.Close(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatal("Close waits for the guest")
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -67,7 +68,46 @@ func (r *relay) abort() {
 func (r *relay) close(n *Network) {
 	n.finish(r.count(), endClosed)
 	r.conn.Close()
-	r.ep.Close()
+	n.closeGuest(r.ep, r.wq)
+}
+
+// Endpoints that only wait for the guest's last acknowledgement are no flows any more. A guest that never gives it
+// holds at most maxClosing of them, for closeTimeout.
+const (
+	maxClosing   = 512
+	closeTimeout = 10 * time.Second
+)
+
+// closeGuest closes an endpoint and waits until it is gone, or makes it so.
+func (n *Network) closeGuest(ep tcpip.Endpoint, wq *waiter.Queue) {
+	entry, gone := waiter.NewChannelEntry(waiter.EventHUp)
+	wq.EventRegister(&entry)
+	defer wq.EventUnregister(&entry)
+	ep.Close()
+	select {
+	case n.closing <- struct{}{}:
+		defer func() { <-n.closing }()
+	default:
+		ep.Abort()
+		return
+	}
+	late := time.NewTimer(closeTimeout)
+	defer late.Stop()
+	for {
+		switch tcp.EndpointState(ep.State()) {
+		case tcp.StateClose, tcp.StateError, tcp.StateTimeWait:
+			return
+		}
+		select {
+		case <-gone:
+		case <-late.C:
+			ep.Abort()
+			return
+		case <-n.ctx.Done():
+			ep.Abort()
+			return
+		}
+	}
 }
 
 // count takes over the stack's count of segments.

@@ -16,7 +16,8 @@ import (
 
 const (
 	dialTimeout = 20 * time.Second
-	timeWait    = 5 * time.Second
+	openTimeout = 2 * time.Minute // no opening takes as long: socket, then handshake
+	timeWait    = time.Second
 	finWait     = 30 * time.Second
 	keepIdle    = 5 * time.Minute
 )
@@ -29,8 +30,11 @@ func (n *Network) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		return false
 	}
 	f := &flow{key: flowKey{proto: protoTCP, near: addrPort(id.RemoteAddress, id.RemotePort), far: addrPort(id.LocalAddress, id.LocalPort)}}
-	if n.flows.get(f.key) != nil {
-		return true // asked again while its socket is being opened
+	if old := n.flows.get(f.key); old != nil {
+		if time.Since(old.began) < openTimeout {
+			return true // asked again while its socket is being opened
+		}
+		n.cut(old, endReset) // left over: its endpoint would have taken this segment
 	}
 	if f.key.far == n.dnsAddr() {
 		f.internal = true
