@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
+	"time"
 
 	"vigia/internal/kernel"
 	"vigia/internal/memory"
@@ -25,6 +26,9 @@ type Guest struct {
 	user  *memory.Space // the tables of the process being read
 	clock uint64        // run-time address of the timekeeper, once found
 
+	tick   uint64    // the guest's jiffies when last looked at
+	tickAt time.Time // and since when they are that
+
 	modules *moduleLayout // of the other views, resolved when first asked for
 	files   *fileLayout
 	sockets *socketLayout
@@ -42,13 +46,14 @@ type Boot struct {
 
 // linkAddrs are the link addresses that finding a kernel takes.
 type linkAddrs struct {
-	text, banner, initTask, topPgt, level5 uint64
+	text, banner, initTask, topPgt, level5, jiffies uint64
 }
 
 const (
 	kernelAlign = 2 << 20
 	maxSlide    = 1 << 30 // the kernel's window of virtual addresses
-	headText    = 16      // of the banner: enough to pass over other places without reading it all
+	stillFor    = time.Second
+	headText    = 16 // of the banner: enough to pass over other places without reading it all
 )
 
 // Attach finds the kernel of profile in mem. It returns ErrNotReady where it is not there, or not far enough in its
@@ -80,6 +85,7 @@ func (g *Guest) resolveLink() (err error) {
 	if len(g.profile.Banner()) <= headText {
 		return &kernel.MissingError{What: "table", Name: "linux_banner"}
 	}
+	g.link.jiffies, _ = g.profile.Symbol("jiffies_64")
 	g.link.level5, _ = g.profile.Symbol("__pgtable_l5_enabled") // absent: the kernel has 4 levels only
 	return nil
 }
@@ -98,13 +104,34 @@ func (g *Guest) Rebooted() {
 	g.dead, g.boot = g.boot, Boot{}
 }
 
-// begin prepares for a view: it makes sure the kernel is still the one found, else looks for it again.
+// begin prepares for a view: it makes sure the kernel is still the one found, and alive, else looks for it anew.
 func (g *Guest) begin() error {
 	if g.boot != (Boot{}) && g.identify(g.boot.Phys) == g.boot {
 		g.space.Flush()
-		return nil
+		if !g.still() {
+			return nil
+		}
 	}
 	return g.locate()
+}
+
+// still reports, once a second, that the kernel's tick has not moved: the guest is paused or idle, or this is what a
+// reset has left of it and another kernel runs. Searching again costs little, and finds the one or the other.
+func (g *Guest) still() bool {
+	if g.link.jiffies == 0 {
+		return false
+	}
+	tick, _ := g.space.U64(g.link.jiffies + g.boot.Slide)
+	now := time.Now()
+	if tick != g.tick || g.tickAt.IsZero() {
+		g.tick, g.tickAt = tick, now
+		return false
+	}
+	if now.Sub(g.tickAt) < stillFor {
+		return false
+	}
+	g.tickAt = now
+	return true
 }
 
 // locate searches RAM. With several kernels in it (a reset leaves the last one's bytes behind) the one whose clock is

@@ -51,6 +51,10 @@ func (g *Guest) view(attempt func() error) error {
 		return err
 	}
 	err := steady(attempt)
+	// Lists broken for good may be what is left of a kernel after a reset: is there another?
+	if was := g.boot; errors.Is(err, ErrTorn) && g.meter.left > 0 && g.locate() == nil && g.boot != was {
+		err = steady(attempt)
+	}
 	if g.meter.left <= 0 {
 		return ErrEndless
 	}

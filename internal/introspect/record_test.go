@@ -20,7 +20,7 @@ import (
 const lineSize = 64
 
 var recordedSymbols = []string{"_text", "_etext", "linux_banner", "init_task", "init_top_pgt", "__pgtable_l5_enabled",
-	"tk_core", "modules", "saved_command_line", "tainted_mask", "total_forks", "__per_cpu_end"}
+	"tk_core", "modules", "saved_command_line", "tainted_mask", "total_forks", "__per_cpu_end", "jiffies_64"}
 
 var recordedTypes = []string{"task_struct", "signal_struct", "cred", "pid", "mm_struct", "file", "dentry", "mount", "vfsmount",
 	"timekeeper", "module", "module_memory", "files_struct", "fdtable", "inode", "socket", "sock", "unix_sock", "unix_address"}
