@@ -67,7 +67,7 @@ func (t *Tracker) journalSuper() {
 	}
 	// A kernel that mounts after a crash writes what fast commits say straight to its place. While the log still holds
 	// older copies of those blocks they hide it, in a rebuild too.
-	if t.differs || t.fast.next > 0 && !j.live {
+	if t.differs || t.fast.next > 0 && (!j.live || j.seq != seq) {
 		t.differs = false
 		t.markStale("blocks were changed under the journal")
 	}

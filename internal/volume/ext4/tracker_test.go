@@ -33,9 +33,9 @@ func TestAttachAnywhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tr := loadTrace(t, name)
-			for part := range 8 {
+			for part := range 12 {
 				d := tr.disk()
-				at := len(tr.records) * part / 8
+				at := len(tr.records) * part / 12
 				for _, r := range tr.records[:at] {
 					d.apply(r)
 				}
