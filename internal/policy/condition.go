@@ -206,8 +206,8 @@ func environment(s step, before []step) (*cel.Env, error) {
 		stepsType: {},
 	}}
 	for _, b := range before {
-		if b.name == "" {
-			continue
+		if b.name == "" || len(b.kinds) == 0 {
+			continue // without kinds it has been complained of already
 		}
 		kind := stepType(b.name)
 		t.structs[kind] = eventFields(b.kinds)

@@ -56,7 +56,7 @@ func Parse(name string, data []byte, responses []string) ([]Rule, error) {
 		return nil, Problems{*p}
 	}
 	r.lines = strings.Split(string(data), "\n")
-	file, err := parser.ParseBytes(data, 0)
+	file, err := parseYAML(data)
 	if err != nil {
 		return nil, Problems{syntax(name, err)}
 	}
@@ -88,6 +88,16 @@ func Parse(name string, data []byte, responses []string) ([]Rule, error) {
 		return nil, slices.Compact(r.problems)
 	}
 	return rules, nil
+}
+
+// parseYAML makes an error of a panic: the parser is not ours, and rules are written by people.
+func parseYAML(data []byte) (file *ast.File, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			file, err = nil, fmt.Errorf("can't be made sense of")
+		}
+	}()
+	return parser.ParseBytes(data, 0)
 }
 
 // syntax turns the YAML parser's error into a problem.
