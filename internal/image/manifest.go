@@ -48,8 +48,9 @@ var idPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 //	disk 2147483648
 //	disk.layer 268435456 9f86d0…
 //	vmlinuz 14186432 60303a…
+//	profile 6094584 1b4f0e…
 //
-// with the parts in alphabetical order. When and by what the image was made is not part of it.
+// with the parts in this order. When and by what the image was made is not part of it.
 func (m *manifest) id() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "vigia image %d\ncmdline %s\ndisk %d\n", m.Version, m.Cmdline, m.Disk)
