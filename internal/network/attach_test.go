@@ -152,6 +152,23 @@ func TestCaptureLimits(t *testing.T) {
 	}
 }
 
+// A capture whose reader is stuck holds up neither its own end, nor Stats, nor Close.
+func TestStuckCapture(t *testing.T) {
+	w := newWorld(t, Config{})
+	wire := w.plug()
+	file, reader := net.Pipe()
+	defer reader.Close()
+	go reader.Read(make([]byte, 4096)) // the section header, then no more
+	if _, err := w.n.Capture(file, CaptureOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	expectAlive(t, wire)
+	w.n.Stats()
+	if s, _ := w.n.Capture(nil, CaptureOptions{}); s.Error == nil {
+		t.Errorf("the write that failed is not told: %+v", s)
+	}
+}
+
 type stuckWriter struct {
 	free  chan struct{}
 	after int

@@ -43,12 +43,13 @@ const captureQueue = 1 << 20
 // taps holds the capture, if there is one.
 type taps struct {
 	current atomic.Pointer[capture]
-	mu      sync.Mutex // one switch at a time
-	last    CaptureStats
+	mu      sync.Mutex                   // one switch at a time
+	last    atomic.Pointer[CaptureStats] // of the one that ended
 }
 
 type capture struct {
 	opt  CaptureOptions
+	file io.Writer
 	mu   sync.Mutex
 	wake sync.Cond
 	// queue holds frames not yet written; bytes is their sum.
@@ -67,7 +68,8 @@ type captured struct {
 }
 
 // Capture starts a capture into w, ending the one before; a nil w only ends it. It returns what the ended one did, when
-// all of it has been written.
+// all of it has been written, or the writer has been stuck for captureStuck. A writer with SetWriteDeadline (a pipe, a socket) is
+// then told to give up.
 func (n *Network) Capture(w io.Writer, opt CaptureOptions) (CaptureStats, error) {
 	n.taps.mu.Lock()
 	defer n.taps.mu.Unlock()
@@ -79,13 +81,14 @@ func (n *Network) Capture(w io.Writer, opt CaptureOptions) (CaptureStats, error)
 	if err != nil {
 		return last, err
 	}
-	c := &capture{opt: opt, done: make(chan struct{})}
+	c := &capture{opt: opt, file: w, done: make(chan struct{})}
 	c.wake.L = &c.mu
 	c.stats.On = true
-	if !n.start(func() { c.run(out) }) {
-		return last, ErrClosed
-	}
+	go c.run(out)
 	n.taps.current.Store(c)
+	if n.ctx.Err() != nil { // Close may not have seen it
+		return n.taps.end(), ErrClosed
+	}
 	return last, nil
 }
 
@@ -110,16 +113,35 @@ func (t *taps) frame(frame []byte, dir direction) {
 func (t *taps) end() CaptureStats {
 	c := t.current.Swap(nil)
 	if c == nil {
-		return t.last
+		return t.stats()
 	}
 	c.mu.Lock()
 	c.ended = true
 	c.wake.Signal()
 	c.mu.Unlock()
-	<-c.done
-	t.last = c.snapshot()
-	t.last.On = false
-	return t.last
+	if !c.written(captureStuck) {
+		if d, ok := c.file.(interface{ SetWriteDeadline(time.Time) error }); ok {
+			d.SetWriteDeadline(time.Unix(1, 0))
+			c.written(captureStuck)
+		}
+	}
+	s := c.snapshot()
+	s.On = false
+	t.last.Store(&s)
+	return s
+}
+
+// captureStuck is how long the end of a capture waits for its writer.
+const captureStuck = time.Second
+
+// written waits for the last write.
+func (c *capture) written(most time.Duration) bool {
+	select {
+	case <-c.done:
+		return true
+	case <-time.After(most):
+		return false
+	}
 }
 
 // stop is end when no start can follow.
@@ -133,9 +155,10 @@ func (t *taps) stats() CaptureStats {
 	if c := t.current.Load(); c != nil {
 		return c.snapshot()
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.last
+	if s := t.last.Load(); s != nil {
+		return *s
+	}
+	return CaptureStats{}
 }
 
 func (c *capture) snapshot() CaptureStats {
