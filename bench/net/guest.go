@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -113,7 +114,7 @@ func (g *guest) close() {
 
 // cpu returns the CPU seconds that a process has used.
 func cpu(pid int) float64 {
-	b, err := exec.Command("cat", fmt.Sprintf("/proc/%d/stat", pid)).Output()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
