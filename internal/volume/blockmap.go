@@ -16,7 +16,8 @@ type blockMap struct {
 	blocks int64
 	chunks []uint32 // paged | index in pages, or the source of the whole chunk
 	pages  []*mapPage
-	free   []uint32 // pages no chunk uses
+	free   []uint32  // pages no chunk uses
+	slab   []mapPage // pages not yet given out: they are made 64 at a time
 }
 
 const paged = 1 << 31
@@ -97,7 +98,11 @@ func (m *blockMap) page(c int64) *mapPage {
 		i, m.free = m.free[k-1], m.free[:k-1]
 	} else {
 		i = uint32(len(m.pages))
-		m.pages = append(m.pages, new(mapPage))
+		if len(m.slab) == 0 {
+			m.slab = make([]mapPage, min(64, max(4, len(m.chunks)/8)))
+		}
+		m.pages = append(m.pages, &m.slab[0])
+		m.slab = m.slab[1:]
 	}
 	fill(m.pages[i][:], uint8(m.chunks[c]))
 	m.chunks[c] = paged | i
@@ -105,8 +110,16 @@ func (m *blockMap) page(c int64) *mapPage {
 }
 
 func fill(p []uint8, v uint8) {
-	for i := range p {
-		p[i] = v
+	if v == 0 {
+		clear(p)
+		return
+	}
+	if len(p) == 0 {
+		return
+	}
+	p[0] = v
+	for n := 1; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
 	}
 }
 
@@ -151,7 +164,11 @@ func (m *blockMap) apply(c int64, states []byte, data, zero uint8) {
 		pg = m.page(c)
 	}
 	for i, s := range states {
-		if s == 0 {
+		switch s {
+		case 0x00:
+			continue
+		case 0x55: // four blocks of data, the common case
+			*(*[4]uint8)(pg[4*i:]) = [4]uint8{data, data, data, data}
 			continue
 		}
 		for k := range 4 {

@@ -274,7 +274,7 @@ func crashPoints() int {
 	if n, err := strconv.Atoi(os.Getenv("VIGIA_SOAK")); err == nil {
 		return n
 	}
-	return 240
+	return 200
 }
 
 func TestPowerCut(t *testing.T) {

@@ -29,9 +29,8 @@ func newSocket(c net.Conn) *socket {
 	return &socket{u, raw}
 }
 
-// send sends n bytes of f without copying them.
-func (s *socket) send(f *osFile, at, n int64) error {
-	var err error
+// send sends n bytes of f without copying them. With an error it says how many are left.
+func (s *socket) send(f *osFile, at, n int64) (left int64, err error) {
 	werr := s.raw.Write(func(fd uintptr) bool {
 		for n > 0 {
 			k, e := unix.Sendfile(int(fd), f.fd, &at, int(n))
@@ -53,5 +52,5 @@ func (s *socket) send(f *osFile, at, n int64) error {
 	if err == nil {
 		err = werr
 	}
-	return err
+	return n, err
 }

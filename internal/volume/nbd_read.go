@@ -155,7 +155,12 @@ func (s *session) sendExtent(e extent, off int64) error {
 		if s.out.err != nil {
 			return s.out.err
 		}
-		return s.sock.send(f, e.at, e.n)
+		left, err := s.sock.send(f, e.at, e.n)
+		if err == nil || !passing(err) {
+			return err
+		}
+		// The host cannot read its file: the copying way holds the rest until it can.
+		off, e.n = off+e.n-left, left
 	}
 	for n := int64(0); n < e.n; {
 		k := min(e.n-n, pieceSize)

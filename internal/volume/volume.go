@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// Observer is told of each request once it has been carried out, in that order. It must be quick and must not keep
-// data, which is only lent. Requests come from one goroutine at a time, except Read.
+// Observer is told of each request in the order in which they are carried out: of a change once it is made, of a read before
+// it is answered. It must be quick, must not keep data, which is only lent, and must not call the volume. Changes are told one
+// at a time; Read may come at the same time as anything.
 type Observer interface {
 	Read(off, n int64)
 	Written(off int64, data []byte)
