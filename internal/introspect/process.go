@@ -52,25 +52,38 @@ func (g *Guest) Processes() ([]Process, error) {
 	list := make([]Process, 0, 64)
 	err := g.view(func() error {
 		list = list[:0]
-		offset, haveClock := g.realOffset()
 		return g.leaders(func(task uint64) error {
 			list = append(list, Process{Task: task})
-			p := &list[len(list)-1]
-			if err := g.process(p); err != nil {
-				return err
-			}
-			if haveClock {
-				p.Start = time.Unix(0, int64(p.StartTime)+offset).UTC()
-			} else {
-				p.Unknown = append(p.Unknown, "start")
-			}
-			return nil
+			return g.process(&list[len(list)-1])
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
 	return list, nil
+}
+
+// Detail describes the process of a sample: ErrTorn where it has ended since.
+func (g *Guest) Detail(t TaskTime) (Process, error) {
+	var p Process
+	gone := false
+	err := g.view(func() error {
+		p = Process{Task: t.Task}
+		settled, err := g.settled(t.Task)
+		if err == nil && settled {
+			err = g.process(&p)
+		}
+		// An ended process is no reason to read again, as a list that is torn would be.
+		gone = err != nil || !settled || p.StartTime != t.StartTime
+		return nil
+	})
+	if err == nil && gone {
+		err = ErrTorn
+	}
+	if err != nil {
+		return Process{}, err
+	}
+	return p, nil
 }
 
 // leaders calls visit with every thread group's leader that is neither being made nor being taken apart. init_task,
@@ -124,6 +137,11 @@ func (g *Guest) process(p *Process) error {
 	mm := r.u64(p.Task + l.mm)
 	if r.err != nil {
 		return ErrTorn
+	}
+	if offset, ok := g.realOffset(); ok {
+		p.Start = time.Unix(0, int64(p.StartTime)+offset).UTC()
+	} else {
+		p.Unknown = append(p.Unknown, "start")
 	}
 	if ppid, err := s.U32(parent + l.tgid); err == nil {
 		p.PPID = int64(int32(ppid))

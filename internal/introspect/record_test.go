@@ -20,7 +20,7 @@ import (
 const lineSize = 64
 
 var recordedSymbols = []string{"_text", "_etext", "linux_banner", "init_task", "init_top_pgt", "__pgtable_l5_enabled",
-	"tk_core", "modules", "saved_command_line", "tainted_mask", "total_forks", "__per_cpu_end", "jiffies_64"}
+	"tk_core", "modules", "saved_command_line", "tainted_mask", "total_forks", "__per_cpu_end", "jiffies_64", "panic_cpu"}
 
 var recordedTypes = []string{"task_struct", "signal_struct", "cred", "pid", "mm_struct", "file", "dentry", "mount", "vfsmount",
 	"timekeeper", "module", "module_memory", "files_struct", "fdtable", "inode", "socket", "sock", "unix_sock", "unix_address"}
@@ -72,6 +72,7 @@ func TestRecord(t *testing.T) {
 	sockets, err4 := g.Sockets()
 	files, err5 := g.Files(0)
 	system, err6 := g.System()
+	_, _ = g.Panicked()
 	t.Log(len(list), len(modules), len(sockets), len(files), system, err1, err2, err3, err4, err5, err6)
 	var buf bytes.Buffer
 	z, _ := gzip.NewWriterLevel(&buf, gzip.BestCompression)

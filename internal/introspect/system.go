@@ -63,6 +63,22 @@ func (g *Guest) system(s *System) {
 	}
 }
 
+// Panicked reports whether the guest's kernel has panicked: panic_cpu holds the number of the processor that did, and
+// PANIC_CPU_INVALID, -1, before (kernel/panic.c). It needs no driver in the guest.
+func (g *Guest) Panicked() (bool, error) {
+	addr, err := g.profile.Symbol("panic_cpu")
+	if err != nil {
+		return false, err
+	}
+	panicked := false
+	err = g.view(func() error {
+		cpu, err := g.space.U32(addr + g.boot.Slide)
+		panicked = int32(cpu) >= 0
+		return err
+	})
+	return panicked && err == nil, err
+}
+
 // global reads the 8 bytes at a symbol.
 func (g *Guest) global(name string) (uint64, error) {
 	addr, err := g.profile.Symbol(name)

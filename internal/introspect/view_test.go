@@ -114,3 +114,54 @@ func TestSystem(t *testing.T) {
 		}
 	})
 }
+
+func TestPanicked(t *testing.T) {
+	onRecordings(t, func(t *testing.T, r *recorded, p *kernel.Profile) {
+		g := attach(t, r, p)
+		if !slices.ContainsFunc(p.SymbolsNamed("panic_cpu"), func(kernel.Symbol) bool { return true }) {
+			t.Skip("recorded without panic_cpu")
+		}
+		if yes, err := g.Panicked(); yes || err != nil {
+			t.Errorf("a sound kernel: %v, %v", yes, err)
+		}
+		addr, err := p.Symbol("panic_cpu")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pa := g.boot.Phys + addr - g.link.text
+		r.put(pa&^7, 0) // processor 0
+		if yes, err := g.Panicked(); !yes || err != nil {
+			t.Errorf("a kernel that panicked: %v, %v", yes, err)
+		}
+	})
+}
+
+// TestManyViews: each view has its own allowance of reads.
+func TestManyViews(t *testing.T) {
+	r, p := load(t, recordings[0])
+	g := attach(t, r, p)
+	g.limit = 10_000
+	for range 50 {
+		for _, p := range processes(t, g) {
+			if _, err := g.Detail(TaskTime{Task: p.Task, StartTime: p.StartTime}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestStill: a guest that stands still is looked for again, and found where it was.
+func TestStill(t *testing.T) {
+	onRecordings(t, func(t *testing.T, r *recorded, p *kernel.Profile) {
+		g := attach(t, r, p)
+		want := processes(t, g)
+		if g.link.jiffies == 0 {
+			t.Skip("recorded without jiffies_64")
+		}
+		g.tickAt = g.tickAt.Add(-2 * stillFor)
+		before := r.reads
+		if got := processes(t, g); len(got) != len(want) || r.reads-before < 2*len(got) {
+			t.Errorf("%d processes, want %d", len(got), len(want))
+		}
+	})
+}
