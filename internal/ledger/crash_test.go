@@ -68,7 +68,7 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 	}
 	var acks []ack
 	var since *Head
-	for round := range 15 {
+	for round := range 10 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childEnv+"="+dir)
 		out, err := cmd.StdoutPipe()
