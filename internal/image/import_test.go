@@ -308,3 +308,26 @@ func FuzzSniff(f *testing.F) {
 		}
 	})
 }
+
+// TestLimited starts a shell in place of qemu-img and has it try what it should not be able to.
+func TestLimited(t *testing.T) {
+	f, err := openShared(filepath.Join(t.TempDir(), "in"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	f.WriteString("handed over")
+	var out bytes.Buffer
+	err = Limited(t.Context(), Command{Path: "/bin/sh", Files: []*os.File{f}, Stdout: &out, Stderr: &out, Args: []string{"-c", `
+		cat /proc/self/fd/3; echo
+		head -c 1 /etc/shadow >/dev/null 2>&1 && echo reads shadow
+		grep -c . /proc/net/dev
+		grep -E '^(NoNewPrivs|CapEff|CapBnd)' /proc/self/status`}})
+	text := out.String()
+	if err != nil || !strings.HasPrefix(text, "handed over\n") || strings.Contains(text, "shadow") || !strings.Contains(text, "NoNewPrivs:\t1") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if os.Geteuid() == 0 && (!strings.Contains(text, "\n3\n") || !strings.Contains(text, "CapEff:\t0000000000000000") || !strings.Contains(text, "CapBnd:\t0000000000000000")) {
+		t.Errorf("more than loopback, or capabilities:\n%s", text)
+	}
+}

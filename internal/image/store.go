@@ -17,7 +17,7 @@ import (
 // Options of a Store. The zero value works in this process: the daemon gives a Worker and a Runner that are confined.
 type Options struct {
 	Worker  Worker // reads what is inside imported disks and kernels
-	Confine Runner // runs qemu-img on imported disks
+	Confine Runner // runs qemu-img on imported disks; nil: Limited
 	Cache   string // directory for downloaded packages; empty: none are kept
 }
 
@@ -39,7 +39,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		opts.Worker = InProcess{}
 	}
 	if opts.Confine == nil {
-		opts.Confine = Run
+		opts.Confine = Limited
 	}
 	s := &Store{dir: dir, opts: opts}
 	return s, s.sweep()
