@@ -61,7 +61,7 @@ func (t *Tracker) apply(tx *transaction) {
 	d.entries()
 	came, went := d.sorted(+1), d.sorted(-1)
 	for _, n := range went {
-		t.remember(d, n)
+		t.retire(d, n)
 	}
 	for b, l := range top {
 		o, _ := x.at(b)
@@ -468,22 +468,36 @@ func (t *Tracker) bind(g owned) {
 	}
 }
 
-// remember keeps the path of a file that goes while it has counts.
-func (t *Tracker) remember(d *delta, n named) {
-	if len(t.gone) >= maxGone || !t.counts.has(owner(n.inode)) {
+// retire closes the counts of a file that is deleted, under the name it had: another file may get its number.
+func (t *Tracker) retire(d *delta, n named) {
+	w, known := d.twins[n.inode]
+	if !known || w.new.links > 0 && w.new.inUse(d.f.sb.inodes) && w.old.generation == w.new.generation {
 		return
 	}
-	dir, known := d.paths[n.dir]
-	if !known {
-		var err error
-		if dir, err = t.fs.dirPath(t.view(), t.parents, n.dir); err != nil {
-			dir = "?"
+	tl, counted := t.counts.close(owner(n.inode))
+	if !counted {
+		return
+	}
+	c := Count{Inode: n.inode, Kind: KindData}
+	if len(t.gone) < maxGone {
+		dir, known := d.paths[n.dir]
+		if !known {
+			var err error
+			if dir, err = t.fs.dirPath(t.view(), t.parents, n.dir); err != nil {
+				dir = "?"
+			}
+			d.paths[n.dir] = dir
 		}
-		d.paths[n.dir] = dir
+		if dir != "?" {
+			c.Path = dir + "/" + n.name
+		}
 	}
-	if dir != "?" {
-		t.gone[n.inode] = dir + "/" + n.name
+	c.take(tl)
+	if c.Path == "" {
+		t.rest.take(tl)
+		return
 	}
+	t.gone = append(t.gone, c)
 }
 
 const maxGone = 1024

@@ -82,12 +82,18 @@ func (c *counter) add(o owner, op Op, bytes int64) {
 	s.Unlock()
 }
 
-// has says whether an inode's data were touched.
-func (c *counter) has(o owner) bool {
+// close returns an inode's tally and forgets it.
+func (c *counter) close(o owner) (tally, bool) {
 	s := &c.shards[uint32(o)%countShards]
 	s.Lock()
 	defer s.Unlock()
-	return s.files[o] != nil
+	t := s.files[o]
+	if t == nil {
+		return tally{}, false
+	}
+	delete(s.files, o)
+	s.last = nil
+	return *t, true
 }
 
 // take returns all tallies and begins anew. The zero owner holds what belongs to nobody.
@@ -139,26 +145,29 @@ func (t *Tracker) Counts() []Count {
 }
 
 func (t *Tracker) nameCounts(files []Count, other tally) []Count {
-	slices.SortFunc(files, func(a, b Count) int {
-		return cmp.Or(cmp.Compare(b.bytes(), a.bytes()), cmp.Compare(a.Inode, b.Inode))
-	})
-	rest := Count{Kind: KindData}
-	rest.take(other)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	defer t.sparing()()
+	files = append(files, t.gone...)
+	rest := t.rest
+	rest.Kind = KindData
+	rest.take(other)
+	t.gone, t.rest = nil, Count{}
+	slices.SortFunc(files, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(b.bytes(), a.bytes()), cmp.Compare(a.Inode, b.Inode), cmp.Compare(a.Path, b.Path))
+	})
 	named := files[:0]
 	for _, c := range files {
-		if len(named) < t.o.TopN {
+		full := len(named) >= t.o.TopN
+		if c.Path == "" && !full {
 			c.Path = t.pathOf(c.Inode)
 		}
-		if c.Path != "" {
+		if c.Path != "" && !full {
 			named = append(named, c)
 			continue
 		}
 		rest.take(tally{c.Reads, c.Writes, c.ReadBytes, c.WriteBytes})
 	}
-	clear(t.gone)
 	if rest.Reads+rest.Writes > 0 {
 		named = append(named, rest)
 	}
@@ -191,7 +200,7 @@ func (t *Tracker) sparing() (done func()) {
 	return func() { f.spare = nil }
 }
 
-// pathOf is the path of an inode now, or the last one that it had.
+// pathOf is the path of an inode now.
 func (t *Tracker) pathOf(number uint32) string {
 	if t.fs != nil {
 		if p := t.fs.paths(t.view(), t.parents, number); len(p) > 0 {
@@ -201,7 +210,7 @@ func (t *Tracker) pathOf(number uint32) string {
 			return p
 		}
 	}
-	return t.gone[number]
+	return ""
 }
 
 // Paths returns all paths of an inode as of the last commit.

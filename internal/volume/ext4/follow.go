@@ -302,7 +302,7 @@ func (t *Tracker) load() error {
 	}
 	was := t.fs
 	t.fast = fastLog{} // nothing to undo in what is new
-	t.fs, t.parents, t.gone = f, b.parents, map[uint32]string{}
+	t.fs, t.parents = f, b.parents
 	t.overlay, t.holds = map[uint64]logged{}, map[uint32]uint64{}
 	t.data.Store(0)
 	t.torn.Store(f.log == nil && b.skipped > 0)

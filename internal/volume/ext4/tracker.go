@@ -107,7 +107,8 @@ type Tracker struct {
 	fast    fastLog
 	differs bool // something was written to its place that the journal has otherwise
 	stats   Stats
-	gone    map[uint32]string // last paths of deleted inodes that have counts
+	gone    []Count // of deleted files, since the last Counts
+	rest    Count   // of more of them
 	timer   *time.Timer
 	quiet   bool // while the index is being built nothing is reported
 	tries   int  // rebuilds that failed in a row
@@ -165,8 +166,8 @@ type Stats struct {
 	Kind       string // ext2, ext3 or ext4
 	Journal    string // journal, fast_commit, none or external
 	Degraded   string // what is left out and why; empty where all is named
-	Inodes     int
-	Skipped    int // inodes with a broken map or directory
+	Inodes     int    // at the last build
+	Skipped    int    // inodes with a broken map or directory
 	Runs       int
 	Bytes      int64 // memory of index and parents
 	Watched    int   // files under a watched path
@@ -174,9 +175,9 @@ type Stats struct {
 	Fast       uint64 // fast commits
 	Rebuilds   uint64
 	LastBuild  time.Duration
-	Overlay    int    // blocks that the journal holds and their places do not yet
-	Unbound    uint64 // written blocks that no commit gave an owner in time
-	CommitTime time.Duration
+	Overlay    int           // blocks that the journal holds and their places do not yet
+	Unbound    uint64        // written blocks that no commit gave an owner in time
+	CommitTime time.Duration // spent in following all commits
 }
 
 // Stats returns the present state.

@@ -322,3 +322,22 @@ func TestDirtyJournal(t *testing.T) {
 		t.Error("the disk was written")
 	}
 }
+
+// The counts of a deleted file keep its name (truncate writes the last block of /var/again once more), also where its inode was given to another since.
+func TestCountsOfDeletedFiles(t *testing.T) {
+	tr := loadTrace(t, "plain")
+	d := tr.disk()
+	w := newTracker(t, d, tr.size, Options{})
+	for _, r := range tr.records {
+		d.play(w, r)
+	}
+	got := map[string]uint64{}
+	for _, c := range w.Counts() {
+		got[c.Path] += c.WriteBytes
+	}
+	for name, want := range map[string]uint64{"/srv/reuse": 40 * 4096, "/var/again": 61 * 4096, "/srv/falloc": 4 * 4096, "/var/old/docs/f8": 8 * 4096} {
+		if got[name] != want {
+			t.Errorf("%s: %d bytes written, not %d", name, got[name], want)
+		}
+	}
+}
