@@ -46,7 +46,9 @@ type Boot struct {
 
 // linkAddrs are the link addresses that finding a kernel takes.
 type linkAddrs struct {
-	text, banner, initTask, topPgt, level5, jiffies uint64
+	text, banner, initTask, topPgt uint64
+	// What a kernel may lack: 0.
+	level5, jiffies, clock, panicCPU, cmdline, taint, forks uint64
 }
 
 const (
@@ -67,7 +69,9 @@ func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
 	if err := g.resolveLink(); err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
-	if err := g.locate(); err != nil {
+	err = g.locate()
+	profile.Trim()
+	if err != nil {
 		return nil, err
 	}
 	return g, nil
@@ -85,8 +89,14 @@ func (g *Guest) resolveLink() (err error) {
 	if len(g.profile.Banner()) <= headText {
 		return &kernel.MissingError{What: "table", Name: "linux_banner"}
 	}
-	g.link.jiffies, _ = g.profile.Symbol("jiffies_64")
-	g.link.level5, _ = g.profile.Symbol("__pgtable_l5_enabled") // absent: the kernel has 4 levels only
+	l := &g.link
+	for _, s := range []struct {
+		at   *uint64
+		name string
+	}{{&l.level5, "__pgtable_l5_enabled"}, {&l.jiffies, "jiffies_64"}, {&l.clock, "tk_core"}, {&l.panicCPU, "panic_cpu"},
+		{&l.cmdline, "saved_command_line"}, {&l.taint, "tainted_mask"}, {&l.forks, "total_forks"}} {
+		*s.at, _ = g.profile.Symbol(s.name)
+	}
 	return nil
 }
 

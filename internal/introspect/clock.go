@@ -12,12 +12,11 @@ func (g *Guest) timekeeper() uint64 {
 		return g.clock
 	}
 	c := &g.layout.clock
-	core, err := g.profile.Symbol("tk_core")
-	if err != nil || c.offsReal == noField || c.wallSec == noField || c.wallNsec == noField {
+	if g.link.clock == 0 || c.offsReal == noField || c.wallSec == noField || c.wallNsec == noField {
 		return 0
 	}
 	for shift := uint64(0); shift < maxClockShift; shift += 8 {
-		tk := core + g.boot.Slide + shift
+		tk := g.link.clock + g.boot.Slide + shift
 		offset, err1 := g.space.U64(tk + c.offsReal)
 		sec, err2 := g.space.U64(tk + c.wallSec)
 		nsec, err3 := g.space.U64(tk + c.wallNsec)
@@ -46,10 +45,9 @@ func (g *Guest) realOffset() (int64, bool) {
 func (g *Guest) wallSeconds() (int64, bool) {
 	g.clock = 0
 	tk := g.timekeeper()
-	off, err := g.profile.Offset("timekeeper", "xtime_sec")
-	if tk == 0 || err != nil {
+	if tk == 0 || g.layout.clock.seconds == noField {
 		return 0, false
 	}
-	v, err := g.space.U64(tk + off)
+	v, err := g.space.U64(tk + g.layout.clock.seconds)
 	return int64(v), err == nil
 }

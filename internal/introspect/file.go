@@ -42,6 +42,7 @@ func (g *Guest) fileLayout() (*fileLayout, error) {
 		return nil, r.err
 	}
 	g.files = l
+	g.profile.Trim()
 	return l, nil
 }
 

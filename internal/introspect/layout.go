@@ -17,7 +17,7 @@ type layout struct {
 	file   struct{ mnt, dentry uint64 }
 	dentry struct{ parent, name, nameLen, pprev uint64 }
 	mount  struct{ mnt, parent, mountpoint, root uint64 }
-	clock  struct{ offsReal, wallSec, wallNsec, size uint64 }
+	clock  struct{ offsReal, wallSec, wallNsec, seconds uint64 }
 }
 
 // noField marks a field that a kernel may lack and the views can do without.
@@ -98,6 +98,6 @@ func newLayout(p *kernel.Profile) (*layout, error) {
 	l.clock.offsReal = r.optional("timekeeper", "offs_real")
 	l.clock.wallSec = r.optional("timekeeper", "wall_to_monotonic.tv_sec")
 	l.clock.wallNsec = r.optional("timekeeper", "wall_to_monotonic.tv_nsec")
-	l.clock.size, _ = p.Size("timekeeper")
+	l.clock.seconds = r.optional("timekeeper", "xtime_sec")
 	return l, r.err
 }

@@ -50,6 +50,7 @@ func (g *Guest) moduleLayout() (*moduleLayout, error) {
 		return nil, r.err
 	}
 	g.modules = l
+	g.profile.Trim()
 	return l, nil
 }
 

@@ -46,6 +46,7 @@ func (g *Guest) socketLayout() (*socketLayout, error) {
 		return nil, r.err
 	}
 	g.sockets = l
+	g.profile.Trim()
 	return l, nil
 }
 

@@ -2,9 +2,11 @@ package introspect
 
 import (
 	"bytes"
+	"errors"
 	"time"
 
 	"vigia/internal/event"
+	"vigia/internal/kernel"
 )
 
 // System is what the guest's kernel says of itself, and where it was found.
@@ -47,16 +49,16 @@ func (g *Guest) system(s *System) {
 			s.Unknown = append(s.Unknown, name)
 		}
 	}
-	line, err := g.global("saved_command_line")
+	line, err := g.global(g.link.cmdline)
 	if err == nil {
 		var text []byte
 		text, err = g.space.CString(line, maxCmdline)
 		s.Cmdline = event.Text(text)
 	}
 	unknown("command_line", err)
-	s.Taint, err = g.global("tainted_mask")
+	s.Taint, err = g.global(g.link.taint)
 	unknown("taint", err)
-	s.Forks, err = g.global("total_forks")
+	s.Forks, err = g.global(g.link.forks)
 	unknown("total_forks", err)
 	if !g.now(s) {
 		s.Unknown = append(s.Unknown, "uptime_seconds", "time")
@@ -66,26 +68,26 @@ func (g *Guest) system(s *System) {
 // Panicked reports whether the guest's kernel has panicked: panic_cpu holds the number of the processor that did, and
 // PANIC_CPU_INVALID, -1, before (kernel/panic.c). It needs no driver in the guest.
 func (g *Guest) Panicked() (bool, error) {
-	addr, err := g.profile.Symbol("panic_cpu")
-	if err != nil {
-		return false, err
+	if g.link.panicCPU == 0 {
+		return false, &kernel.MissingError{What: "symbol", Name: "panic_cpu"}
 	}
 	panicked := false
-	err = g.view(func() error {
-		cpu, err := g.space.U32(addr + g.boot.Slide)
+	err := g.view(func() error {
+		cpu, err := g.space.U32(g.link.panicCPU + g.boot.Slide)
 		panicked = int32(cpu) >= 0
 		return err
 	})
 	return panicked && err == nil, err
 }
 
-// global reads the 8 bytes at a symbol.
-func (g *Guest) global(name string) (uint64, error) {
-	addr, err := g.profile.Symbol(name)
-	if err != nil {
-		return 0, err
+var errNoSymbol = errors.New("the kernel has no such symbol")
+
+// global reads the 8 bytes at a symbol's link address; 0 is one that the kernel lacks.
+func (g *Guest) global(link uint64) (uint64, error) {
+	if link == 0 {
+		return 0, errNoSymbol
 	}
-	return g.space.U64(addr + g.boot.Slide)
+	return g.space.U64(link + g.boot.Slide)
 }
 
 // now reads the clock: xtime_sec is wall time, and wall_to_monotonic what it takes to get to the time since boot.

@@ -57,8 +57,7 @@ func Load(b []byte) (*Profile, error) {
 	return &Profile{data: b, s: s}, nil
 }
 
-// Open maps the profile in f, which may be closed afterwards, and verifies it. Only the pages that are looked at
-// become and stay resident.
+// Open maps the profile in f, which may be closed afterwards, and verifies it. After a round of look-ups, Trim.
 func Open(f *os.File) (*Profile, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -105,13 +104,19 @@ func (p *Profile) Encode(w io.Writer) error {
 // Verify checks the checksum of the whole profile. It reads all of it, and gives the pages back where it is mapped.
 func (p *Profile) Verify() error {
 	got, want := bodySum(p.data)
-	if p.mapped {
-		_ = unix.Madvise(p.data, unix.MADV_DONTNEED)
-	}
+	p.Trim()
 	if got != want {
 		return fmt.Errorf("%w: checksum differs", ErrProfile)
 	}
 	return nil
+}
+
+// Trim gives the pages of an opened profile back to the host; what is looked up later comes in again. The kernel maps
+// 64 KiB around each page touched, so that a few dozen look-ups make all of it resident.
+func (p *Profile) Trim() {
+	if p.mapped {
+		_ = unix.Madvise(p.data, unix.MADV_DONTNEED)
+	}
 }
 
 // Banner is the kernel's own "Linux version …" line, with its newline.
