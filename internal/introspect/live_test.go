@@ -136,10 +136,12 @@ func TestLiveSteady(t *testing.T) {
 			now[k], seen[k] = p.CPU, true
 			if p.CPU < last[k] {
 				backwards++
+				t.Logf("sample %d: pid %d %s: %d ns, before %d", samples, p.PID, p.Comm(), p.CPU, last[k])
 			}
 			if _, ok := before[k]; ok && last[k] == 0 {
 				if _, ok := last[k]; !ok {
 					flickers++
+					t.Logf("sample %d: pid %d %s was not in the last one", samples, p.PID, p.Comm())
 				}
 			}
 		}
