@@ -46,6 +46,7 @@ func (a *app) imageBuildCmd() *cobra.Command {
 		}),
 	}
 	c.Flags().StringVar(&req.Name, "name", "", "the image's `name` (default: the recipe's)")
+	c.Flags().BoolVar(&req.Reuse, "reuse", false, "take an image that this very recipe made before, where there is one")
 	return c
 }
 

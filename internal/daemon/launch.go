@@ -30,7 +30,10 @@ const (
 	runTime      = time.Minute // for QEMU to come up and let the guest go
 )
 
-var workerLimits = jail.Limits{Memory: 512 << 20, PIDs: 64}
+var workerLimits = jail.Limits{Memory: 512 << 20, PIDs: 256}
+
+// logMost is the largest log that QEMU or a worker may write, in bytes; beyond it the process ends.
+const logMost = 64 << 20
 
 // launch is one start of a machine: what it has opened so far, and the way back.
 type launch struct {
@@ -270,7 +273,7 @@ func (l *launch) startQEMU(ctx context.Context) error {
 		return err
 	}
 	proc, err := jail.QEMU{Tag: l.d.tag(l.machine, "qemu"), Binary: l.d.qemu, Args: args, Files: l.files, Stdout: log, Stderr: log, Binds: binds,
-		KVM: l.run.Accelerator == "kvm", User: l.user("qemu"), Group: group}.Start(ctx)
+		KVM: l.run.Accelerator == "kvm", User: l.user("qemu"), Group: group, MaxFile: l.rec.Spec.Memory + logMost}.Start(ctx)
 	if err != nil {
 		return err
 	}
@@ -304,7 +307,7 @@ func (l *launch) paths() (qemu.Paths, []jail.Bind, error) {
 		binds = append(binds, jail.Bind{Source: initrd, Reason: "the guest's initrd"})
 	}
 	const longest = 100 // of the 108 bytes of a unix socket's address
-	disk := jail.Bind{Source: sockets, Write: true, Reason: "the socket of the disk"}
+	disk := jail.Bind{Source: sockets, Reason: "the socket of the disk"}
 	if len(p.NBD) > longest {
 		disk.Target = "/run/vigia"
 		p.NBD = filepath.Join(disk.Target, qemu.NBDSocket)
@@ -483,7 +486,7 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 		return nil, err
 	}
 	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.id()).String(), Rules: m.rec.Spec.Net.Rules,
-		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), Quarantined: m.rec.Quarantined}
+		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined}
 	_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, listeners...)
 	if err == nil {
 		var card *os.File

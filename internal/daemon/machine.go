@@ -64,9 +64,9 @@ type machine struct {
 func (m *machine) id() vm.ID    { return m.rec.Spec.ID }
 func (m *machine) name() string { return m.rec.Spec.Name }
 
-// User ids for machines, as root: three for each, below the range that containers use and above what systemd gives
+// FirstUID begins the user ids for machines, as root: three for each, below the range that containers use and above what systemd gives
 // out (systemd's UIDS-GIDS.md: 0x70000000 and up is free).
-const firstUID = 0x70000000
+const FirstUID = 0x70000000
 
 var uidOffset = map[string]uint32{"qemu": 0, "guard": 1, "gate": 2}
 
@@ -76,7 +76,7 @@ func (m *machine) user(process string) *jail.User {
 		return nil
 	}
 	sum := sha256.Sum256([]byte(m.id()))
-	uid := int(firstUID + binary.BigEndian.Uint32(sum[:])>>8*4 + uidOffset[process])
+	uid := int(FirstUID + binary.BigEndian.Uint32(sum[:])>>8*4 + uidOffset[process])
 	return &jail.User{UID: uid, GID: uid}
 }
 
@@ -90,7 +90,7 @@ func convertUser() *jail.User {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	return &jail.User{UID: firstUID - 1, GID: firstUID - 1}
+	return &jail.User{UID: FirstUID - 1, GID: FirstUID - 1}
 }
 
 // state is what a person is told.

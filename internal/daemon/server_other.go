@@ -84,7 +84,12 @@ func (s imagesServer) Build(ctx context.Context, r *connect.Request[vigiav1.Buil
 	if name, err = vm.ParseName(name); err != nil {
 		return err
 	}
-	return s.stream(stream, func(p image.Progress) (image.Image, error) { return s.d.images.Build(ctx, recipe, name, p) })
+	return s.stream(stream, func(p image.Progress) (image.Image, error) {
+		if img, ok := s.d.images.FindRecipe(recipe.Digest()); ok && r.Msg.Reuse {
+			return img, s.d.images.Tag(img.ID, name)
+		}
+		return s.d.images.Build(ctx, recipe, name, p)
+	})
 }
 
 // builtin finds a recipe that comes with vigia. Names alone: the daemon reads no file because a request names it so.

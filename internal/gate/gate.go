@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"vigia/internal/jail"
 	"vigia/internal/link"
@@ -122,9 +123,20 @@ func (g *Gate) configure(r link.Request) error {
 		return err
 	}
 	g.out.SetMachine(cfg.Name)
-	g.net, err = network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
-		Resolvers: cfg.Resolvers, Quarantined: cfg.Quarantined}, g.out.Emit)
-	return err
+	made, err := network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
+		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Quarantined: cfg.Quarantined}, g.out.Emit)
+	if err != nil {
+		for _, l := range listeners {
+			if l.TCP != nil {
+				l.TCP.Close()
+			} else {
+				l.UDP.Close()
+			}
+		}
+		return err
+	}
+	g.net = made
+	return nil
 }
 
 func listeners(cfg link.GateConfig, files []*os.File) (out []network.Listener, err error) {
@@ -198,6 +210,9 @@ type watched struct {
 	once   sync.Once
 	broken chan struct{}
 }
+
+// SetWriteDeadline lets a capture end though nobody reads it.
+func (w *watched) SetWriteDeadline(t time.Time) error { return w.file.SetWriteDeadline(t) }
 
 func (w *watched) Write(b []byte) (int, error) {
 	n, err := w.file.Write(b)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"vigia/internal/event"
@@ -28,6 +29,8 @@ const (
 type disk struct {
 	vol  *volume.Volume
 	emit func(event.Kind, event.Fields)
+	// overlay is for asking how large it has grown; the volume owns it.
+	overlay *os.File
 
 	trackers atomic.Pointer[[]*tracker]
 	place    sync.Mutex // one change of the set of trackers at a time
@@ -44,7 +47,7 @@ type tracker struct {
 // openDisk opens the volume and begins to serve it. Files are named from the first request on: the index is built
 // before QEMU can ask for anything.
 func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, event.Fields)) (*disk, error) {
-	d := &disk{emit: emit}
+	d := &disk{emit: emit, overlay: files[link.FileOverlay]}
 	var layers []*os.File
 	for i := 0; files[link.FileLayer+strconv.Itoa(i)] != nil; i++ {
 		layers = append(layers, files[link.FileLayer+strconv.Itoa(i)])
@@ -79,6 +82,7 @@ func (d *disk) watch(paths []string) error {
 	if err != nil && len(found) == 0 {
 		return err
 	}
+	list := newWatchlist(paths)
 	var set []*tracker
 	names := ""
 	for _, fs := range found {
@@ -87,7 +91,7 @@ func (d *disk) watch(paths []string) error {
 			continue
 		}
 		t := &tracker{kind: fs.Kind}
-		t.Tracker, err = ext4.NewTracker(d.vol, fs, ext4.Options{Watch: paths, TopN: countTop, Access: t.access(d.emit), Changed: t.changed(d.emit)})
+		t.Tracker, err = ext4.NewTracker(d.vol, fs, ext4.Options{Watch: list.followed(), TopN: countTop, Access: t.access(list, d.emit), Changed: t.changed(list, d.emit)})
 		if err != nil {
 			names += fmt.Sprintf(", files on a %s are not named: %v", fs.Kind, err)
 			continue
@@ -110,10 +114,14 @@ func (d *disk) watch(paths []string) error {
 func (d *disk) say(s string) { d.named.Store(&s) }
 
 // access makes an event of each touch of a watched file.
-func (t *tracker) access(emit func(event.Kind, event.Fields)) func(ext4.Access) {
+func (t *tracker) access(list *watchlist, emit func(event.Kind, event.Fields)) func(ext4.Access) {
 	return func(a ext4.Access) {
+		path, ok := list.meant(append([]string{a.Path}, a.Paths...)...)
+		if !ok {
+			return
+		}
 		kind := event.DiskRead
-		fields := event.Fields{"path": event.Text([]byte(a.Path)), "inode": int64(a.Inode), "fstype": t.kind, "bytes": a.Bytes,
+		fields := event.Fields{"path": event.Text([]byte(path)), "inode": int64(a.Inode), "fstype": t.kind, "bytes": a.Bytes,
 			"requests": int64(1), "watched": true}
 		if a.Op == ext4.OpWrite {
 			kind = event.DiskWrite
@@ -123,8 +131,11 @@ func (t *tracker) access(emit func(event.Kind, event.Fields)) func(ext4.Access) 
 	}
 }
 
-func (t *tracker) changed(emit func(event.Kind, event.Fields)) func(ext4.Change) {
+func (t *tracker) changed(list *watchlist, emit func(event.Kind, event.Fields)) func(ext4.Change) {
 	return func(c ext4.Change) {
+		if _, ok := list.meant(c.Path); !ok {
+			return
+		}
 		emit(event.FileChanged, event.Fields{"path": event.Text([]byte(c.Path)), "inode": int64(c.Inode), "change": c.What, "detail": event.Text([]byte(c.Detail))})
 	}
 }
@@ -213,6 +224,11 @@ func (d *disk) unstall() {
 
 func (d *disk) status(s *link.GuardStatus) {
 	st := d.vol.Stats()
+	if info, err := d.overlay.Stat(); err == nil {
+		if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+			s.DiskUsed = uint64(sys.Blocks) * 512
+		}
+	}
 	s.DiskSize, s.Layers = uint64(d.vol.Size()), st.Layers
 	s.Reads, s.Writes, s.Flushes = uint64(st.Reads), uint64(st.Writes), uint64(st.Flushes)
 	if p := d.named.Load(); p != nil {

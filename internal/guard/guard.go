@@ -27,6 +27,7 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/machine"
 	"vigia/internal/machine/additions"
+	"vigia/internal/volume"
 )
 
 // controlFD is the listening socket on which daemons come.
@@ -55,6 +56,7 @@ type Guard struct {
 
 // Main is `vigia guard`: it confines itself and serves daemons until it is ended.
 func Main(version string) error {
+	volume.HostBoot() // it remembers what /proc says, which is gone afterwards
 	measures, err := jail.Confine(jail.Guard)
 	if err != nil {
 		return err

@@ -172,6 +172,7 @@ type GateConfig struct {
 	Rules       []vm.NetRule     `json:"rules"`
 	Publish     []vm.Publish     `json:"publish"` // Files[i] listens for Publish[i]
 	Resolvers   []netip.AddrPort `json:"resolvers"`
+	MTU         int              `json:"mtu"`
 	Quarantined bool             `json:"quarantined"`
 }
 

@@ -1766,6 +1766,7 @@ type BuildRequest struct {
 	RecipeYaml    []byte                 `protobuf:"bytes,2,opt,name=recipe_yaml,json=recipeYaml,proto3" json:"recipe_yaml,omitempty"`
 	RecipeFile    string                 `protobuf:"bytes,3,opt,name=recipe_file,json=recipeFile,proto3" json:"recipe_file,omitempty"` // what errors call it
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                               // empty: the recipe's name
+	Reuse         bool                   `protobuf:"varint,5,opt,name=reuse,proto3" json:"reuse,omitempty"`                            // an image that this very recipe has made before will do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1826,6 +1827,13 @@ func (x *BuildRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *BuildRequest) GetReuse() bool {
+	if x != nil {
+		return x.Reuse
+	}
+	return false
 }
 
 type ImportRequest struct {
@@ -2933,14 +2941,15 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\x04R\aaddress\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\"=\n" +
 	"\x0fModulesResponse\x12*\n" +
-	"\amodules\x18\x01 \x03(\v2\x10.vigia.v1.ModuleR\amodules\"|\n" +
+	"\amodules\x18\x01 \x03(\v2\x10.vigia.v1.ModuleR\amodules\"\x92\x01\n" +
 	"\fBuildRequest\x12\x16\n" +
 	"\x06recipe\x18\x01 \x01(\tR\x06recipe\x12\x1f\n" +
 	"\vrecipe_yaml\x18\x02 \x01(\fR\n" +
 	"recipeYaml\x12\x1f\n" +
 	"\vrecipe_file\x18\x03 \x01(\tR\n" +
 	"recipeFile\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\x81\x01\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
+	"\x05reuse\x18\x05 \x01(\bR\x05reuse\"\x81\x01\n" +
 	"\rImportRequest\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +

@@ -1,0 +1,37 @@
+# vigia. The two that set everything up by themselves are `make demo` and `make test`.
+
+GO      ?= go
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
+
+.PHONY: build demo test bench lint fuzz soak generate setup clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/vigia ./cmd/vigia
+
+setup:
+	script/setup
+
+demo: setup build
+	$(GO) run ./demo
+
+test: setup build
+	script/test
+
+bench: setup build
+	script/bench
+
+lint:
+	$(GO) vet ./...
+	test -z "$$(gofmt -l .)"
+
+fuzz:
+	script/fuzz
+
+soak: setup build
+	script/soak
+
+generate:
+	script/generate
+
+clean:
+	rm -rf bin .cache
