@@ -33,6 +33,7 @@ type Gate struct {
 
 // Main is `vigia gate`: it confines itself and serves daemons until it is ended.
 func Main(version string) error {
+	footprint := link.NewFootprint()
 	measures, err := jail.Confine(jail.Gate)
 	if err != nil {
 		return err
@@ -53,6 +54,7 @@ func Main(version string) error {
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
+	footprint.TrimLater()
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
 	return w.Serve(context.Background(), control)
 }

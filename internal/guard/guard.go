@@ -57,6 +57,7 @@ type Guard struct {
 // Main is `vigia guard`: it confines itself and serves daemons until it is ended.
 func Main(version string) error {
 	volume.HostBoot() // it remembers what /proc says, which is gone afterwards
+	footprint := link.NewFootprint()
 	measures, err := jail.Confine(jail.Guard)
 	if err != nil {
 		return err
@@ -70,6 +71,7 @@ func Main(version string) error {
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
+	footprint.TrimLater()
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
 	return w.Serve(g.ctx, l)
 }
