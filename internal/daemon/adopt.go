@@ -90,6 +90,11 @@ const (
 // keepWorkers replaces a guard or gate that died, as long as the machine runs.
 func (d *Daemon) keepWorkers(m *machine, ended chan struct{}) {
 	for {
+		select {
+		case <-ended:
+			return
+		default:
+		}
 		guard, gate := m.bothWorkers()
 		needGate := m.rec.Spec.Net.Mode == vm.NetNAT
 		var err error
@@ -156,13 +161,23 @@ func (m *machine) tooMany() bool {
 	return n >= replaceMost
 }
 
+func ended(p *jail.Process) bool {
+	select {
+	case <-p.Done():
+		return true
+	default:
+		return false
+	}
+}
+
 // replace ends what is left of a worker and puts a new one in its place, unless QEMU is gone as well.
 func (d *Daemon) replace(m *machine, name string, old *worker) error {
-	select {
-	case <-m.qemu.Done():
+	m.mu.Lock()
+	qemu := m.qemu
+	m.mu.Unlock()
+	if qemu == nil || ended(qemu) {
 		time.Sleep(50 * time.Millisecond) // m.watch puts the run away
 		return nil
-	default:
 	}
 	if old != nil {
 		reason := "its connection ended"
@@ -180,12 +195,12 @@ func (d *Daemon) replace(m *machine, name string, old *worker) error {
 	ctx, cancel := context.WithTimeout(d.ctx, runTime)
 	defer cancel()
 	if name == "gate" {
-		return d.replaceGate(ctx, m)
+		return d.replaceGate(ctx, m, qemu)
 	}
-	return d.replaceGuard(ctx, m)
+	return d.replaceGuard(ctx, m, qemu)
 }
 
-func (d *Daemon) replaceGuard(ctx context.Context, m *machine) error {
+func (d *Daemon) replaceGuard(ctx context.Context, m *machine, qemu *jail.Process) error {
 	img, err := d.images.Get(m.rec.Spec.ImageID)
 	if err != nil {
 		return err
@@ -198,31 +213,43 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine) error {
 		w.end()
 		return err
 	}
-	m.setGuard(w)
-	d.giveClock(ctx, m)
-	return m.change(ctx, func(r *record) { r.Run.Guard, r.Run.InForce["guard"] = refOf(w.proc), w.proc.Measures })
+	if err := m.enrol(ctx, qemu, w, func(r *runState) { m.guard, r.Guard = w, refOf(w.proc) }); err != nil {
+		return err
+	}
+	d.giveClock(ctx, m, qemu.PID)
+	return nil
 }
 
-func (m *machine) setGuard(w *worker) {
+// enrol makes a new worker the machine's. One that comes when its run is over is ended: nobody would know of it.
+func (m *machine) enrol(ctx context.Context, qemu *jail.Process, w *worker, take func(*runState)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.guard = w
+	if m.qemu != qemu || m.rec.Run == nil {
+		w.end()
+		return nil
+	}
+	take(m.rec.Run)
+	m.rec.Run.InForce[w.name] = w.proc.Measures
+	return m.save(ctx)
 }
 
-func (d *Daemon) replaceGate(ctx context.Context, m *machine) error {
-	files, _, err := bindPublished(m.rec.Run.Publish)
+func (d *Daemon) replaceGate(ctx context.Context, m *machine, qemu *jail.Process) error {
+	m.mu.Lock()
+	run := m.rec.Run
+	m.mu.Unlock()
+	if run == nil {
+		return nil
+	}
+	files, _, err := bindPublished(run.Publish)
 	if err != nil {
 		return err
 	}
 	defer closeFiles(files)
-	w, err := d.spawnGate(ctx, m, m.rec.Run.Publish, files)
+	w, err := d.spawnGate(ctx, m, run.Publish, files)
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.gate = w
-	m.mu.Unlock()
-	return m.change(ctx, func(r *record) { r.Run.Gate, r.Run.InForce["gate"] = refOf(w.proc), w.proc.Measures })
+	return m.enrol(ctx, qemu, w, func(r *runState) { m.gate, r.Gate = w, refOf(w.proc) })
 }
 
 // sweepUnknown removes what belongs to no machine that runs: a crash came between two steps.

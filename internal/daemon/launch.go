@@ -338,7 +338,7 @@ func (l *launch) letGo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.d.giveClock(ctx, l.machine)
+	l.d.giveClock(ctx, l.machine, l.run.QEMU.PID)
 	l.d.watchRun(l.machine)
 	l.sockets.close()
 	return nil
@@ -431,8 +431,11 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, cfg *link.GuardConfig) 
 func (d *Daemon) openRAM(m *machine) (*os.File, error) {
 	if m.ram == nil {
 		f, err := os.Open(d.files.ramFile(m.id()))
-		if errors.Is(err, fs.ErrNotExist) && m.qemu != nil {
-			f, err = openMapped(m.qemu.PID, d.files.ramFile(m.id()))
+		m.mu.Lock()
+		qemu := m.qemu
+		m.mu.Unlock()
+		if errors.Is(err, fs.ErrNotExist) && qemu != nil {
+			f, err = openMapped(qemu.PID, d.files.ramFile(m.id()))
 		}
 		if err != nil {
 			return nil, err
@@ -503,8 +506,8 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 }
 
 // giveClock hands the guard the descriptors from which it reads the virtual CPUs' time.
-func (d *Daemon) giveClock(ctx context.Context, m *machine) {
-	files := vcpuSchedstat(m.qemu.PID)
+func (d *Daemon) giveClock(ctx context.Context, m *machine, pid int) {
+	files := vcpuSchedstat(pid)
 	defer closeFiles(files)
 	if len(files) == 0 {
 		d.log.Warn("no thread of a virtual CPU was found: no cpu.usage events", "machine", m.name())
