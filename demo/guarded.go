@@ -38,7 +38,7 @@ func field(e *vigiav1.Event, name string) string {
 func (s *stage) waitForQuarantine(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
-	stream, err := s.client.Events.List(ctx, connect.NewRequest(&vigiav1.ListEventsRequest{Machine: machineName, Follow: true,
+	stream, err := s.Client.Events.List(ctx, connect.NewRequest(&vigiav1.ListEventsRequest{Machine: machineName, Follow: true,
 		Since: timestamppb.New(s.loggedIn.Add(-time.Minute))}))
 	if err != nil {
 		return err
@@ -81,96 +81,43 @@ func (s *stage) whole() error {
 	return nil
 }
 
-// console runs a command in the machine's root shell on the serial line, and returns what it printed. The line is
-// nobody's network: it works in quarantine too.
-func (s *stage) console(ctx context.Context, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	stream := s.client.Machines.Console(ctx)
-	defer stream.CloseRequest()
-	if err := stream.Send(&vigiav1.ConsoleInput{Name: machineName}); err != nil {
-		return "", err
-	}
-	said := make(chan string)
-	failed := make(chan error, 1)
-	go func() {
-		for {
-			out, err := stream.Receive()
-			if err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case said <- string(out.Data):
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	// The marks are sums, so that the line's echo of the command does not have them. A login that is not through yet
-	// drops what is typed: the question is asked until it is heard.
-	text := ""
-	for {
-		line := fmt.Sprintf("echo beg$((40+2)); %s; echo end$((40+2))\n", command)
-		if err := stream.Send(&vigiav1.ConsoleInput{Data: []byte(line)}); err != nil {
-			return "", err
-		}
-		for again := time.After(10 * time.Second); again != nil; {
-			select {
-			case part := <-said:
-				text += part
-			case err := <-failed:
-				return "", fmt.Errorf("serial line: %w: %q", err, text)
-			case <-again:
-				again = nil
-			}
-			_, after, begun := strings.Cut(text, "beg42")
-			if answer, _, ended := strings.Cut(after, "end42"); begun && ended {
-				return strings.TrimSpace(answer), nil
-			}
-			if begun && again != nil {
-				again = time.After(30 * time.Second) // heard: it only takes its time
-			}
-		}
-	}
-}
-
 // knock tries to leave the machine: a connection to its gateway's name server, which is as near as outside can be.
 const knock = `timeout 5 bash -c 'exec 3<>/dev/tcp/10.77.0.1/53' 2>/dev/null && echo open || echo shut`
 
 // networkWorks makes the later check mean something.
 func (s *stage) networkWorks(ctx context.Context) error {
-	out, err := s.console(ctx, knock)
+	out, err := s.Console(ctx, machineName, knock)
 	if err == nil && !strings.Contains(out, "open") {
 		err = fmt.Errorf("the machine can't reach its gateway before anything has happened: %q", out)
 	}
 	return err
 }
 
-func (s *stage) dropped(ctx context.Context) (frames, dropped uint64, err error) {
-	m, err := s.client.Machines.Show(ctx, connect.NewRequest(&vigiav1.MachineRequest{Name: machineName}))
+// dropped is how many frames the gate has refused.
+func (s *stage) dropped(ctx context.Context) (uint64, error) {
+	m, err := s.Show(ctx, machineName)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	if m.Msg.State != "quarantined" || m.Msg.Network == nil {
-		return 0, 0, fmt.Errorf("the machine is %s", m.Msg.State)
+	if m.State != "quarantined" || m.Network == nil {
+		return 0, fmt.Errorf("the machine is %s", m.State)
 	}
-	return m.Msg.Network.FramesIn + m.Msg.Network.FramesOut, m.Msg.Network.Dropped, nil
+	return m.Network.Dropped, nil
 }
 
 func (s *stage) nothingPasses(ctx context.Context) error {
-	_, before, err := s.dropped(ctx)
+	before, err := s.dropped(ctx)
 	if err != nil {
 		return err
 	}
-	out, err := s.console(ctx, knock)
+	out, err := s.Console(ctx, machineName, knock)
 	if err != nil {
 		return err
 	}
 	if !strings.Contains(out, "shut") {
 		return fmt.Errorf("the quarantined machine reached its gateway: %q", out)
 	}
-	_, after, err := s.dropped(ctx)
+	after, err := s.dropped(ctx)
 	if err != nil {
 		return err
 	}
@@ -182,7 +129,7 @@ func (s *stage) nothingPasses(ctx context.Context) error {
 }
 
 func (s *stage) wipeLogs(ctx context.Context) error {
-	out, err := s.console(ctx, "rm -rf /var/log/*; ls -A /var/log | wc -l; id -un")
+	out, err := s.Console(ctx, machineName, "rm -rf /var/log/*; ls -A /var/log | wc -l; id -un")
 	if err != nil {
 		return err
 	}
@@ -196,7 +143,7 @@ func (s *stage) wipeLogs(ctx context.Context) error {
 // ledgerHasAll reads the record again, after the wipe, and finds every event of the story under its id.
 func (s *stage) ledgerHasAll(ctx context.Context) error {
 	want := map[string]bool{s.read.Id: true, s.rise.Id: true, s.alert.Id: true, s.cut.Id: true}
-	stream, err := s.client.Events.List(ctx, connect.NewRequest(&vigiav1.ListEventsRequest{Machine: machineName}))
+	stream, err := s.Client.Events.List(ctx, connect.NewRequest(&vigiav1.ListEventsRequest{Machine: machineName}))
 	if err != nil {
 		return err
 	}

@@ -10,11 +10,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
-	"vigia/internal/api"
+	"vigia/internal/lab"
 )
 
 const (
@@ -39,33 +38,21 @@ func main() {
 // stage is what the steps of the play share.
 type stage struct {
 	*teller
-	vigia  string // the program
-	state  string
-	client *api.Client
-	port   string // of the machine's ssh on this host
+	*lab.Lab
+	port string // of the machine's ssh on this host
 	intruder
 	caught
 }
 
-func run(ctx context.Context) (err error) {
-	state, err := filepath.Abs(".cache/demo")
+func run(ctx context.Context) error {
+	tell := newTeller(os.Stdout)
+	tell.title("vigia: a machine under guard, and an intruder in it")
+	l, err := lab.Start(ctx, ".cache/demo")
 	if err != nil {
 		return err
 	}
-	vigia, err := filepath.Abs("bin/vigia")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return err
-	}
-	s := &stage{teller: newTeller(os.Stdout), vigia: vigia, state: state, client: api.Dial(state)}
-	s.title("vigia: a machine under guard, and an intruder in it")
-	daemon, err := s.serve(ctx)
-	if err != nil {
-		return err
-	}
-	defer daemon.end()
+	defer l.End()
+	s := &stage{teller: tell, Lab: l}
 	defer s.clean()
 	for _, step := range []struct {
 		does string

@@ -335,6 +335,9 @@ func (m *machine) show(ctx context.Context) *vigiav1.Machine {
 		var g link.GateStatus
 		if _, err := gate.conn.Call(ctx, link.CallGateStatus, nil, &g); err == nil {
 			out.Network = &vigiav1.NetStats{FramesIn: g.FramesIn, FramesOut: g.FramesOut, Dropped: g.Dropped, Flows: int32(g.Flows)}
+			if !g.FirstDrop.IsZero() {
+				out.Network.FirstDrop = timestamppb.New(g.FirstDrop)
+			}
 		}
 	}
 	return out

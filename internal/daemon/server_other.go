@@ -182,6 +182,9 @@ func (s eventsServer) List(ctx context.Context, r *connect.Request[vigiav1.ListE
 	}
 	live := s.d.bus.follow()
 	defer s.d.bus.unfollow(live)
+	if err := stream.Send(nil); err != nil { // the headers: the caller knows that it follows, though nothing has happened yet
+		return err
+	}
 	waiting := s.d.bus.waiting() // taken, and not yet in the ledger
 	past := map[string]bool{}
 	give := func(e event.Event) error {

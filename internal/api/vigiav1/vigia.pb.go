@@ -638,6 +638,7 @@ type NetStats struct {
 	FramesOut     uint64                 `protobuf:"varint,2,opt,name=frames_out,json=framesOut,proto3" json:"frames_out,omitempty"`
 	Dropped       uint64                 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	Flows         int32                  `protobuf:"varint,4,opt,name=flows,proto3" json:"flows,omitempty"`
+	FirstDrop     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first_drop,json=firstDrop,proto3" json:"first_drop,omitempty"` // first frame that the present quarantine dropped
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,6 +699,13 @@ func (x *NetStats) GetFlows() int32 {
 		return x.Flows
 	}
 	return 0
+}
+
+func (x *NetStats) GetFirstDrop() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstDrop
+	}
+	return nil
 }
 
 type ListMachinesRequest struct {
@@ -2865,13 +2873,15 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\aflushes\x18\x05 \x01(\x04R\aflushes\x12\x14\n" +
 	"\x05files\x18\x06 \x01(\tR\x05files\x12\x16\n" +
 	"\x06layers\x18\a \x01(\x05R\x06layers\x12\x18\n" +
-	"\astalled\x18\b \x01(\tR\astalled\"v\n" +
+	"\astalled\x18\b \x01(\tR\astalled\"\xb1\x01\n" +
 	"\bNetStats\x12\x1b\n" +
 	"\tframes_in\x18\x01 \x01(\x04R\bframesIn\x12\x1d\n" +
 	"\n" +
 	"frames_out\x18\x02 \x01(\x04R\tframesOut\x12\x18\n" +
 	"\adropped\x18\x03 \x01(\x04R\adropped\x12\x14\n" +
-	"\x05flows\x18\x04 \x01(\x05R\x05flows\"\x15\n" +
+	"\x05flows\x18\x04 \x01(\x05R\x05flows\x129\n" +
+	"\n" +
+	"first_drop\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tfirstDrop\"\x15\n" +
 	"\x13ListMachinesRequest\"E\n" +
 	"\x14ListMachinesResponse\x12-\n" +
 	"\bmachines\x18\x01 \x03(\v2\x11.vigia.v1.MachineR\bmachines\"`\n" +
@@ -3121,82 +3131,83 @@ var file_vigia_v1_vigia_proto_depIdxs = []int32{
 	44, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	2,  // 8: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	45, // 9: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
-	21, // 10: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
-	23, // 11: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	28, // 12: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	45, // 13: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	28, // 14: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	45, // 15: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	45, // 16: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	46, // 17: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	38, // 18: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	45, // 19: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	45, // 20: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	1,  // 21: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 22: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 23: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 24: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	8,  // 25: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 26: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 27: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	9,  // 28: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 29: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 30: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	11, // 31: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	12, // 32: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 33: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	14, // 34: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	16, // 35: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	18, // 36: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	20, // 37: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	0,  // 38: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 39: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	25, // 40: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	26, // 41: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	30, // 42: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	29, // 43: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	29, // 44: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	33, // 45: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	35, // 46: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	36, // 47: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	39, // 48: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	41, // 49: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 50: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 51: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 52: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 53: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 54: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 55: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 56: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	10, // 57: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 58: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 59: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 60: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	13, // 61: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	13, // 62: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	15, // 63: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	17, // 64: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	19, // 65: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	19, // 66: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	22, // 67: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	24, // 68: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	27, // 69: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	27, // 70: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	31, // 71: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	10, // 72: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	32, // 73: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	34, // 74: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	37, // 75: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	37, // 76: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	40, // 77: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	42, // 78: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	50, // [50:79] is the sub-list for method output_type
-	21, // [21:50] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	45, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
+	45, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	21, // 11: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
+	23, // 12: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
+	28, // 13: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	45, // 14: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	28, // 15: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	45, // 16: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	45, // 17: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	46, // 18: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	38, // 19: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	45, // 20: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	45, // 21: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	1,  // 22: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 23: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 24: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 25: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	8,  // 26: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 27: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 28: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	9,  // 29: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 30: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 31: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	11, // 32: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	12, // 33: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 34: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	14, // 35: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	16, // 36: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	18, // 37: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	20, // 38: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	0,  // 39: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 40: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	25, // 41: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	26, // 42: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	30, // 43: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	29, // 44: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	29, // 45: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	33, // 46: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	35, // 47: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	36, // 48: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	39, // 49: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	41, // 50: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 51: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 52: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 53: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 54: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 55: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 56: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 57: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	10, // 58: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 59: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 60: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 61: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	13, // 62: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	13, // 63: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	15, // 64: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	17, // 65: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	19, // 66: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	19, // 67: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	22, // 68: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	24, // 69: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	27, // 70: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	27, // 71: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	31, // 72: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	10, // 73: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	32, // 74: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	34, // 75: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	37, // 76: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	37, // 77: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	40, // 78: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	42, // 79: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	51, // [51:80] is the sub-list for method output_type
+	22, // [22:51] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
