@@ -14,29 +14,34 @@ type benchCase struct {
 	name    string
 	count   int
 	args    []string
-	floor   float64 // least ratio to the raw file driver that is asked for
+	floor   float64 // least ratio to the raw file driver that is asked for; 0: none is
 	against bool    // also twice as fast as qemu-nbd with half its CPU
+	after   bool    // on the overlay as the case before left it, not on a new one
 }
 
 // A step of 251 blocks goes through the disk without meeting itself for long: qemu-img bench has no random mode.
 const scatter = "1028096"
 
 func cases(scale int) []benchCase {
-	c := func(name string, count int, floor float64, against bool, args ...string) benchCase {
-		return benchCase{name, count / scale, args, floor, against}
+	small := func(name string, count int, floor float64, against bool, args ...string) benchCase {
+		return benchCase{name, count / scale, append(args, "-s", "4k", "-S", scatter), floor, against, false}
+	}
+	large := func(name string, count int, floor float64, after bool, args ...string) benchCase {
+		return benchCase{name, count / scale, append(args, "-d", "8", "-s", "1M"), floor, false, after}
 	}
 	return []benchCase{
-		c("4k scattered read, depth 1", 40000, 0.9, false, "-d", "1", "-s", "4k", "-S", scatter),
-		c("4k scattered read, depth 32", 100000, 0.9, true, "-d", "32", "-s", "4k", "-S", scatter),
-		c("4k scattered write, depth 1", 30000, 0.8, false, "-w", "-d", "1", "-s", "4k", "-S", scatter),
-		c("4k scattered write, depth 32", 60000, 0.8, true, "-w", "-d", "32", "-s", "4k", "-S", scatter),
-		c("1 MiB sequential read, depth 8", 3000, 0.8, false, "-d", "8", "-s", "1M"),
-		c("1 MiB sequential write, depth 8", 2000, 0.8, false, "-w", "-d", "8", "-s", "1M"),
+		small("4k scattered read, depth 1", 30000, 0.9, false, "-d", "1"),
+		small("4k scattered read, depth 32", 80000, 0.9, true, "-d", "32"),
+		small("4k scattered write, depth 1", 20000, 0.8, false, "-w", "-d", "1"),
+		small("4k scattered write, depth 32", 40000, 0.8, true, "-w", "-d", "32"),
+		large("1 MiB read of what that left", 2000, 0, true),
+		large("1 MiB sequential read", 4000, 0.8, false),
+		large("1 MiB sequential write", 2000, 0.8, false, "-w"),
 	}
 }
 
-// sample is one run of one target.
-type sample struct{ wall, cpu time.Duration }
+// sample is one run of one target. CPU is the server's, and that of qemu-img.
+type sample struct{ wall, server, client time.Duration }
 
 // row is all runs of a case, by round and target.
 type row struct {
@@ -44,27 +49,29 @@ type row struct {
 	rounds [][]sample
 }
 
-func (t *targets) measure(ctx context.Context, cs []benchCase, rounds int) ([]row, error) {
-	var rows []row
-	for _, c := range cs {
-		r := row{benchCase: c}
-		for round := range rounds + 1 {
-			samples := make([]sample, len(t.list))
-			for i := range t.list {
-				k := (i + round) % len(t.list)
-				s, err := t.list[k].bench(ctx, c)
-				if err != nil {
-					return nil, err
-				}
-				samples[k] = s
-			}
-			if round > 0 { // the first fills caches and makes overlay and file equally allocated
-				r.rounds = append(r.rounds, samples)
-			}
-		}
-		rows = append(rows, r)
+func (t *targets) measure(ctx context.Context, c benchCase, rounds int) (row, error) {
+	r := row{benchCase: c}
+	if err := t.prepare(ctx, c); err != nil {
+		return r, err
 	}
-	return rows, nil
+	for round := range rounds + 1 {
+		samples := make([]sample, len(t.list))
+		for i := range t.list {
+			k := (i + round) % len(t.list)
+			if k == theirs && !c.against {
+				continue
+			}
+			s, err := t.list[k].bench(ctx, c)
+			if err != nil {
+				return r, err
+			}
+			samples[k] = s
+		}
+		if round > 0 { // the first fills caches and makes overlay and file equally allocated
+			r.rounds = append(r.rounds, samples)
+		}
+	}
+	return r, nil
 }
 
 var completed = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
@@ -82,9 +89,6 @@ func (t target) bench(ctx context.Context, c benchCase) (sample, error) {
 		return sample{}, fmt.Errorf("qemu-img bench on %s: %s", t.name, out)
 	}
 	seconds, err := strconv.ParseFloat(string(m[1]), 64)
-	s := sample{wall: time.Duration(seconds * 1e9), cpu: cpuTime(t.pid) - before}
-	if t.pid == 0 {
-		s.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	}
-	return s, err
+	client := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return sample{time.Duration(seconds * 1e9), cpuTime(t.pid) - before, client}, err
 }

@@ -31,6 +31,13 @@ func chain(dir string, rounds, scale int) ([]pair, error) {
 		return nil, err
 	}
 	defer flat.Close()
+	files, err := filepath.Glob(filepath.Join(dir, "layer*"))
+	if err != nil {
+		return nil, err
+	}
+	if err := settle(append(files, filepath.Join(dir, "flat"))...); err != nil {
+		return nil, err
+	}
 	small, large := pair{name: "4k scattered read"}, pair{name: "64 KiB sequential read"}
 	for range rounds + 1 {
 		small.one = append(small.one, scattered(flat, 200000/scale))

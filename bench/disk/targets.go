@@ -24,39 +24,59 @@ type target struct {
 	pid  int // of the server; 0: there is none
 }
 
-// targets are the three, over the same content.
+// targets are raw, ours, socketOnly and theirs, in this order, over the same content.
 type targets struct {
+	dir   string
+	size  int64
+	self  string
 	list  []target
-	procs []*exec.Cmd
+	procs map[int]*exec.Cmd
 }
 
+func (t *targets) path(name string) string { return filepath.Join(t.dir, name) }
+
 func setUp(ctx context.Context, dir string, size int64) (*targets, error) {
-	raw, nbd := filepath.Join(dir, "raw"), filepath.Join(dir, "nbd")
-	for _, name := range []string{raw, nbd} {
-		if err := writeRandom(name, size); err != nil {
-			return nil, err
-		}
-	}
-	base, over := filepath.Join(dir, "base"), filepath.Join(dir, "overlay")
-	if err := makeLayers(raw, base, over, size); err != nil {
-		return nil, err
-	}
-	t := new(targets)
-	ours, theirs := filepath.Join(dir, "ours.sock"), filepath.Join(dir, "theirs.sock")
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p1, err := t.start(ctx, ours, self, "serve", ours, base, over)
-	if err != nil {
-		return t, errors.Join(err, t.tearDown())
+	t := &targets{dir: dir, size: size, self: self, procs: map[int]*exec.Cmd{}}
+	for _, name := range []string{"raw", "nbd"} {
+		if err := writeRandom(t.path(name), size); err != nil {
+			return nil, err
+		}
 	}
-	p2, err := t.start(ctx, theirs, "qemu-nbd", "-t", "-f", "raw", "-k", theirs, nbd)
-	if err != nil {
-		return t, errors.Join(err, t.tearDown())
+	if err := importRaw(t.path("raw"), t.path("base"), size); err != nil {
+		return nil, err
 	}
-	t.list = []target{{"raw file", raw, 0}, {"vigia", "nbd+unix:///?socket=" + ours, p1}, {"qemu-nbd", "nbd+unix:///?socket=" + theirs, p2}}
-	return t, nil
+	t.list = []target{{"raw file", t.path("raw"), 0}, {"vigia", nbdURL(t.path("ours.sock")), 0},
+		{"socket alone", nbdURL(t.path("alone.sock")), 0}, {"qemu-nbd", nbdURL(t.path("theirs.sock")), 0}}
+	err = t.start(ctx, theirs, "theirs.sock", "qemu-nbd", "-t", "-f", "raw", "-k", t.path("theirs.sock"), t.path("nbd"))
+	if err == nil {
+		err = t.start(ctx, socketOnly, "alone.sock", self, "ceiling", t.path("alone.sock"), t.path("raw"))
+	}
+	if err != nil {
+		t.tearDown()
+	}
+	return t, err
+}
+
+func nbdURL(socket string) string { return "nbd+unix:///?socket=" + socket }
+
+// prepare gives vigia a new overlay, unless the case goes on with the last one, and settles all files.
+func (t *targets) prepare(ctx context.Context, c benchCase) error {
+	if !c.after || t.list[ours].pid == 0 {
+		t.stop(ours)
+		os.Remove(t.path("overlay"))
+		if err := makeOverlay(t.path("base"), t.path("overlay"), t.size); err != nil {
+			return err
+		}
+		err := t.start(ctx, ours, "ours.sock", t.self, "serve", t.path("ours.sock"), t.path("base"), t.path("overlay"))
+		if err != nil {
+			return err
+		}
+	}
+	return settle(t.path("raw"), t.path("nbd"), t.path("base"), t.path("overlay"))
 }
 
 func writeRandom(name string, size int64) error {
@@ -74,7 +94,7 @@ func writeRandom(name string, size int64) error {
 	return errors.Join(w.Flush(), f.Close())
 }
 
-func makeLayers(raw, base, over string, size int64) error {
+func importRaw(raw, base string, size int64) error {
 	src, err := os.Open(raw)
 	if err != nil {
 		return err
@@ -85,7 +105,17 @@ func makeLayers(raw, base, over string, size int64) error {
 		return err
 	}
 	defer b.Close()
-	id, err := volume.ImportRaw(b, src, size, nil)
+	_, err = volume.ImportRaw(b, src, size, nil)
+	return err
+}
+
+func makeOverlay(base, over string, size int64) error {
+	b, err := os.Open(base)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	info, err := volume.ReadInfo(b)
 	if err != nil {
 		return err
 	}
@@ -94,33 +124,40 @@ func makeLayers(raw, base, over string, size int64) error {
 		return err
 	}
 	defer o.Close()
-	return volume.Create(o, volume.CreateOptions{Size: size, Parent: id})
+	return volume.Create(o, volume.CreateOptions{Size: size, Parent: info.ID})
 }
 
-// start runs a server and waits for its socket.
-func (t *targets) start(ctx context.Context, socket string, name string, args ...string) (int, error) {
+// start runs the server of target k and waits for its socket.
+func (t *targets) start(ctx context.Context, k int, socket, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	os.Remove(t.path(socket))
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return err
 	}
-	t.procs = append(t.procs, cmd)
+	t.procs[k], t.list[k].pid = cmd, cmd.Process.Pid
 	for range 500 {
-		if _, err := os.Stat(socket); err == nil {
-			return cmd.Process.Pid, nil
+		if _, err := os.Stat(t.path(socket)); err == nil {
+			return nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return 0, fmt.Errorf("%s did not make its socket", name)
+	return fmt.Errorf("%s did not make its socket", name)
 }
 
-func (t *targets) tearDown() error {
-	for _, p := range t.procs {
+func (t *targets) stop(k int) {
+	if p := t.procs[k]; p != nil {
 		p.Process.Signal(syscall.SIGTERM)
 		p.Wait()
+		delete(t.procs, k)
 	}
-	return nil
+}
+
+func (t *targets) tearDown() {
+	for k := range t.list {
+		t.stop(k)
+	}
 }
 
 // cpuTime is what a process has used so far, in ticks of 10 ms.
