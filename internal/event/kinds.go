@@ -129,18 +129,18 @@ var Kinds = map[Kind]Schema{
 	MachinePaused:   {"a machine was paused", []Field{{"reason", String, "who or what paused it"}}},
 	MachineResumed:  {"a machine goes on", []Field{{"reason", String, "who or what resumed it"}}},
 	MachineRemoved:  {"a machine and its disk were deleted", nil},
-	MachineRebooted: {"the guest rebooted", nil},
+	MachineRebooted: {"the guest rebooted", []Field{{"count", Int, "how often, where coalesced"}}},
 
 	DiskRead: {"the guest read disk blocks of a file", []Field{
 		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
-		{"bytes", Int, "bytes read"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched: this event is one access, not a count"}}},
+		{"bytes", Int, "bytes read"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched: this event is one access, or where they repeat a second's"}}},
 	DiskWrite: {"the guest wrote disk blocks of a file", []Field{
 		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
 		{"bytes", Int, "bytes written"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched"},
 		{"pending", Bool, "the owner was not yet known when the blocks were written; it was bound at the journal's commit"}}},
 	DiskStalled: {"the host could not carry a disk request out: it is held, and tried again", []Field{{"reason", String, "the host's error, and what to do"}}},
 	DiskResumed: {"held disk requests go on", nil},
-	FileChanged: {"a watched file's directory entry or inode changed", []Field{{"path", String, "the file"}, {"inode", Int, ""}, {"change", String, "created, removed, renamed, modified, mode or owner"}, {"detail", String, ""}}},
+	FileChanged: {"a watched file's directory entry or inode changed", []Field{{"path", String, "the file"}, {"inode", Int, ""}, {"change", String, "created, removed, renamed, modified, mode or owner"}, {"detail", String, ""}, {"count", Int, "how many like it, where coalesced"}}},
 	FileOpened:  {"a watched file was opened", append([]Field{{"path", String, "the file"}, {"write", Bool, "for writing"}}, processFields...)},
 
 	NetFlow: {"a network flow ended", append(flowFields[:len(flowFields):len(flowFields)],
@@ -172,7 +172,7 @@ var Kinds = map[Kind]Schema{
 	ResponseFailed: {"a response could not be carried out", []Field{{"response", String, ""}, {"rule", String, ""}, {"reason", String, ""}}},
 	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event to the first frame dropped"}}},
 	QuarantineOff:  {"a machine was let back on the network", nil},
-	AccessCall:     {"somebody asked vigia for something", []Field{{"call", String, "the API method"}, {"uid", Int, "of the caller"}, {"pid", Int, "of the caller"}, {"subject", String, "the machine or image named"}, {"error", String, "why it was refused or failed"}}},
+	AccessCall:     {"somebody asked vigia for something", []Field{{"call", String, "the API method"}, {"uid", Int, "of the caller"}, {"pid", Int, "of the caller"}, {"subject", String, "the machine or image named"}, {"error", String, "why it was refused or failed"}, {"count", Int, "how many like it, where questions that change nothing are coalesced"}}},
 	EventsLost:     {"events could not be kept", []Field{{"count", Int, "how many"}, {"source", String, "the process that had to drop them"}, {"reason", String, ""}}},
 	VigiaStarted:   {"the daemon began", []Field{{"version", String, ""}, {"unclean", Bool, "the last one did not say good-bye"}}},
 	VigiaStopped:   {"the daemon ended as asked", nil},

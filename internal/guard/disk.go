@@ -27,8 +27,9 @@ const (
 
 // disk is the guest's disk: the volume, served to QEMU, and the trackers that name the files.
 type disk struct {
-	vol  *volume.Volume
-	emit func(event.Kind, event.Fields)
+	vol   *volume.Volume
+	emit  func(event.Kind, event.Fields)
+	flood *event.Flood // for what a guest can repeat as it likes
 	// overlay is for asking how large it has grown; the volume owns it.
 	overlay *os.File
 
@@ -46,8 +47,8 @@ type tracker struct {
 
 // openDisk opens the volume and begins to serve it. Files are named from the first request on: the index is built
 // before QEMU can ask for anything.
-func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, event.Fields)) (*disk, error) {
-	d := &disk{emit: emit, overlay: files[link.FileOverlay]}
+func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, event.Fields), flood *event.Flood) (*disk, error) {
+	d := &disk{emit: emit, flood: flood, overlay: files[link.FileOverlay]}
 	var layers []*os.File
 	for i := 0; files[link.FileLayer+strconv.Itoa(i)] != nil; i++ {
 		layers = append(layers, files[link.FileLayer+strconv.Itoa(i)])
@@ -91,7 +92,7 @@ func (d *disk) watch(paths []string) error {
 			continue
 		}
 		t := &tracker{kind: fs.Kind}
-		t.Tracker, err = ext4.NewTracker(d.vol, fs, ext4.Options{Watch: list.followed(), TopN: countTop, Access: t.access(list, d.emit), Changed: t.changed(list, d.emit)})
+		t.Tracker, err = ext4.NewTracker(d.vol, fs, ext4.Options{Watch: list.followed(), TopN: countTop, Access: t.access(list, d.flood), Changed: changed(list, d.flood)})
 		if err != nil {
 			names += fmt.Sprintf(", files on a %s are not named: %v", fs.Kind, err)
 			continue
@@ -113,8 +114,8 @@ func (d *disk) watch(paths []string) error {
 
 func (d *disk) say(s string) { d.named.Store(&s) }
 
-// access makes an event of each touch of a watched file.
-func (t *tracker) access(list *watchlist, emit func(event.Kind, event.Fields)) func(ext4.Access) {
+// access makes an event of each touch of a watched file, or of a second's touches where they go on.
+func (t *tracker) access(list *watchlist, flood *event.Flood) func(ext4.Access) {
 	return func(a ext4.Access) {
 		path, ok := list.meant(append([]string{a.Path}, a.Paths...)...)
 		if !ok {
@@ -127,16 +128,17 @@ func (t *tracker) access(list *watchlist, emit func(event.Kind, event.Fields)) f
 			kind = event.DiskWrite
 			fields["pending"] = a.Pending
 		}
-		emit(kind, fields)
+		flood.Emit(event.Alike{Sort: string(kind) + path, Sum: []string{"bytes", "requests"}, Always: list.literal[path]}, event.Event{Kind: kind, Fields: fields})
 	}
 }
 
-func (t *tracker) changed(list *watchlist, emit func(event.Kind, event.Fields)) func(ext4.Change) {
+func changed(list *watchlist, flood *event.Flood) func(ext4.Change) {
 	return func(c ext4.Change) {
 		if _, ok := list.meant(c.Path); !ok {
 			return
 		}
-		emit(event.FileChanged, event.Fields{"path": event.Text([]byte(c.Path)), "inode": int64(c.Inode), "change": c.What, "detail": event.Text([]byte(c.Detail))})
+		flood.Emit(event.Alike{Sort: c.What + c.Path, Sum: []string{"count"}, Always: list.literal[c.Path]}, event.Event{Kind: event.FileChanged,
+			Fields: event.Fields{"path": event.Text([]byte(c.Path)), "inode": int64(c.Inode), "change": c.What, "detail": event.Text([]byte(c.Detail))}})
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"vigia/internal/event"
 	"vigia/internal/jail"
 	"vigia/internal/link"
 	"vigia/internal/machine"
@@ -37,6 +38,7 @@ const controlFD = 3
 type Guard struct {
 	ctx      context.Context
 	out      *link.Outbox
+	flood    *event.Flood
 	measures []link.Measure
 	version  string
 
@@ -72,6 +74,7 @@ func Main(version string) error {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
 	footprint.TrimLater()
+	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
 	return w.Serve(g.ctx, l)
 }
@@ -181,7 +184,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 		}
 		g.agent = additions.New(channel)
 	}
-	if g.disk, err = openDisk(files, g.cfg.Watch, g.out.Emit); err != nil {
+	if g.disk, err = openDisk(files, g.cfg.Watch, g.out.Emit, g.flood); err != nil {
 		return fmt.Errorf("disk: %w", err)
 	}
 	g.ram = files[link.FileRAM]
@@ -211,11 +214,16 @@ func conn(files map[string]*os.File, name string) (net.Conn, error) {
 
 // connectMonitor waits for QEMU's greeting: it comes once QEMU runs.
 func (g *Guard) connectMonitor(c net.Conn) {
-	m, err := machine.NewMonitor(g.ctx, c, g.out.Emit, g.views.rebooted)
+	m, err := machine.NewMonitor(g.ctx, c, g.monitored, g.views.rebooted)
 	g.mu.Lock()
 	g.monitor, g.monitorErr = m, err
 	g.mu.Unlock()
 	close(g.monitorUp)
+}
+
+// monitored emits what the monitor tells; a guest may reboot as often as it likes.
+func (g *Guard) monitored(kind event.Kind, fields event.Fields) {
+	g.flood.Emit(event.Alike{Sort: string(kind), Sum: []string{"count"}, Always: true}, event.Event{Kind: kind, Fields: fields})
 }
 
 // qemu waits for the monitor.
@@ -283,6 +291,7 @@ func (g *Guard) ending(ctx context.Context, r link.Request) (link.Response, erro
 	case <-time.After(3 * time.Second):
 	}
 	g.disk.report()
+	g.flood.Flush()
 	return link.Response{Body: m.Ending()}, nil
 }
 
