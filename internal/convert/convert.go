@@ -9,7 +9,6 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,17 +32,22 @@ func Main(args []string) error {
 	if _, err := jail.Confine(jail.Convert); err != nil {
 		return err
 	}
-	answer, err := answer(args, os.NewFile(3, "input"), os.NewFile(4, "output"))
+	result, err := answer(args, os.NewFile(3, "input"), os.NewFile(4, "output"))
 	if err != nil {
-		answer = failure{Error: err.Error(), Kind: kindOf(err)}
+		return json.NewEncoder(os.Stdout).Encode(reply{Error: err.Error(), Kind: kindOf(err)})
 	}
-	return json.NewEncoder(os.Stdout).Encode(answer)
+	text, err := json.Marshal(result)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(reply{Answer: text})
 }
 
-// failure is how an error crosses to the daemon: its text, and which of the sentinels it is.
-type failure struct {
-	Error string `json:"error"`
-	Kind  int    `json:"kind"`
+// reply crosses to the daemon: an answer, or an error by its text and which of the sentinels it is.
+type reply struct {
+	Answer json.RawMessage `json:"answer,omitempty"`
+	Error  string          `json:"error,omitempty"`
+	Kind   int             `json:"kind,omitempty"`
 }
 
 // sentinels keep their place: their index crosses between processes of one version.
@@ -149,20 +153,24 @@ func parse(text []byte, out any) error {
 	if len(text) > MaxAnswer {
 		return fmt.Errorf("the process that reads it says more than %d bytes", MaxAnswer)
 	}
-	var f failure
-	if err := json.Unmarshal(text, &f); err != nil {
+	var r reply
+	if err := json.Unmarshal(text, &r); err != nil {
 		return fmt.Errorf("the process that reads it makes no sense: %w", err)
 	}
-	if f.Error != "" {
-		if f.Kind <= 0 || f.Kind >= len(sentinels) {
-			return errors.New(event.Text([]byte(f.Error)))
+	if r.Error != "" {
+		said := event.Text([]byte(r.Error))
+		if r.Kind <= 0 || r.Kind >= len(sentinels) {
+			return errors.New(said)
 		}
-		return remoteError{event.Text([]byte(f.Error)), sentinels[f.Kind]}
+		return remoteError{said, sentinels[r.Kind]}
 	}
 	if out == nil {
 		return nil
 	}
-	return json.NewDecoder(bytes.NewReader(text)).Decode(out)
+	if err := json.Unmarshal(r.Answer, out); err != nil {
+		return fmt.Errorf("the process that reads it makes no sense: %w", err)
+	}
+	return nil
 }
 
 // remoteError is an error that crossed: its own text, and still one of image's sentinels.
