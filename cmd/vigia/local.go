@@ -171,7 +171,13 @@ func ledgerVerify(ctx context.Context, o cli.LedgerOptions, asJSON bool, w io.Wr
 	if err != nil {
 		return err
 	}
-	report, err := ledger.Verify(ctx, dir, key, ledger.VerifyOptions{})
+	var opts ledger.VerifyOptions
+	if o.Dir == "" {
+		if opts.Since, err = vigiad.KnownHead(o.State, key); err != nil {
+			return fmt.Errorf("%w: %w", cli.ErrFound, err)
+		}
+	}
+	report, err := ledger.Verify(ctx, dir, key, opts)
 	if err != nil {
 		if damaged(err) {
 			return fmt.Errorf("%w: ledger %s does not verify: %w", cli.ErrFound, dir, err)
