@@ -68,7 +68,9 @@ var Emulator = Profile{
 	OOM:       300,
 	Descriptors: []Hold{
 		{"standard input, output, error", "null, and its log"},
-		{"the sockets and files handed over", "QMP, console, disk, network; RAM is opened at /ram"},
+		{"guest memory", "the RAM file, which it opens in its root"},
+		{"sockets", "listening and connected: QMP, console, network, agent; and the disk's"},
+		{"event descriptors", "of its main loop, its threads and its devices' queues"},
 	},
 }
 
@@ -84,6 +86,10 @@ var Guard = Profile{
 		{"standard input, output, error", "null, and its log"},
 		{"volume files", "the overlay for writing, the layers for reading"},
 		{"guest memory", "the RAM file or /proc/PID/mem, for reading"},
+		{"kernel profile", "for reading"},
+		{"clocks", "schedstat of the threads of virtual CPUs, for reading"},
+		{"console log", "its beginning and its two ends, for writing"},
+		{"event descriptors", "of the Go runtime's poller"},
 		{"sockets", "to the daemon, to QEMU (QMP, console, agent), and the listening NBD socket"},
 	},
 }
@@ -100,7 +106,8 @@ var Gate = Profile{
 	Descriptors: []Hold{
 		{"standard input, output, error", "null, and its log"},
 		{"sockets", "to the daemon, to QEMU's netdev, and listeners for published ports, made by the daemon"},
-		{"capture file", "appended to, when asked for"},
+		{"capture", "a pipe to the daemon, while one is asked for"},
+		{"event descriptors", "of the Go runtime's poller"},
 	},
 }
 

@@ -57,6 +57,7 @@ type host struct {
 	client *api.Client
 	daemon *exec.Cmd
 	ended  chan struct{}
+	owner  uint32 // the daemon's user
 }
 
 // stubHost starts a daemon whose QEMU is the stub, with an image that has a disk and nothing to boot.
@@ -74,7 +75,7 @@ func newHost(t *testing.T, parent string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, state: state, log: filepath.Join(state, "serve.log"), client: api.Dial(state)}
+	h := &host{t: t, state: state, log: filepath.Join(state, "serve.log"), client: api.Dial(state), owner: uint32(os.Getuid())}
 	t.Cleanup(h.end)
 	return h
 }
@@ -89,6 +90,9 @@ func (h *host) start(path string) {
 	h.daemon = exec.Command(vigia, "--state", h.state, "serve", "--accelerator", "tcg")
 	h.daemon.Stdout, h.daemon.Stderr = log, log
 	h.daemon.Env = append(os.Environ(), "PATH="+path)
+	if h.owner != uint32(os.Getuid()) {
+		h.daemon.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: h.owner, Gid: h.owner}}
+	}
 	if err := h.daemon.Start(); err != nil {
 		h.t.Fatal(err)
 	}
