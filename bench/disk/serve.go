@@ -55,5 +55,5 @@ func serve(socket string, files []string) error {
 	fmt.Println("ready")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	return volume.Serve(ctx, l, v, volume.ServeOptions{OnError: func(err error) { fmt.Fprintln(os.Stderr, err) }})
+	return volume.Serve(ctx, l, v, volume.ServeOptions{Simple: true, OnError: func(err error) { fmt.Fprintln(os.Stderr, err) }})
 }

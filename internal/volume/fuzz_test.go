@@ -72,7 +72,7 @@ func FuzzTransmission(f *testing.F) {
 			t.Fatal(err)
 		}
 		w := &wire{Reader: bytes.NewReader(in)}
-		newSession(w, v, agreed{structured: mode&1 != 0, allocation: mode&2 != 0}).run()
+		newSession(w, nil, v, agreed{structured: mode&1 != 0, allocation: mode&2 != 0}).run()
 		if rep, err := Check(over, over.size); err != nil || !rep.Sound() {
 			t.Fatal("a client damaged the layer", rep.Damage, err)
 		}

@@ -20,6 +20,7 @@ type agreed struct {
 type negotiator struct {
 	rw     io.ReadWriter
 	name   string // of the export; "" names it too
+	simple bool   // structured replies are not offered
 	size   int64
 	flags  uint16
 	agreed agreed
@@ -81,6 +82,9 @@ func (n *negotiator) option(noZeroes bool) (done bool, err error) {
 	case optInfo, optGo:
 		return n.info(opt, data)
 	case optStructuredReply:
+		if n.simple {
+			break
+		}
 		return false, n.structuredReply(data)
 	case optListMeta, optSetMeta:
 		return false, n.metaContext(opt, data)

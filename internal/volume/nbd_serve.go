@@ -2,9 +2,8 @@ package volume
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -14,6 +13,9 @@ type ServeOptions struct {
 	Name     string      // of the export; clients may also ask for ""
 	MaxConns int         // at one time; 8 if zero. One more is closed at once
 	OnError  func(error) // a connection ended because of this; may be nil
+	// Simple offers simple replies only. QEMU takes them with a system call less for each read; clients can then not
+	// ask which parts of the disk are stored, and zeros are sent as zeros.
+	Simple bool
 }
 
 // Serve answers NBD clients on l until ctx ends, then closes l and every connection and waits for them.
@@ -61,16 +63,30 @@ func ServeConn(ctx context.Context, c net.Conn, v *Volume, o ServeOptions) error
 	})
 	defer stop()
 	c.SetDeadline(time.Now().Add(negotiationTime))
-	n := negotiator{rw: c, name: o.Name, size: v.size, flags: v.exportFlags()}
+	n := negotiator{rw: c, name: o.Name, simple: o.Simple, size: v.size, flags: v.exportFlags()}
 	a, err := n.run()
 	if err == nil {
 		c.SetDeadline(time.Time{})
-		err = newSession(c, v, a).run()
+		err = transmit(ctx, c, v, a)
 	}
-	if ctx.Err() != nil || errors.Is(err, errDone) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+	if ctx.Err() != nil || left(err) {
 		return nil
 	}
 	return err
+}
+
+// transmit answers requests until the client leaves.
+func transmit(ctx context.Context, c net.Conn, v *Volume, a agreed) error {
+	sock := takeOver(c)
+	if sock == nil {
+		return newSession(c, nil, v, a).run()
+	}
+	defer sock.Close()
+	stop := context.AfterFunc(ctx, sock.hangUp)
+	defer stop()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return newSession(sock, sock, v, a).run()
 }
 
 func (v *Volume) exportFlags() uint16 {

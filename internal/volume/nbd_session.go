@@ -3,7 +3,7 @@ package volume
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
+	"io"
 	"sync"
 )
 
@@ -20,9 +20,9 @@ type session struct {
 	wg     sync.WaitGroup
 }
 
-func newSession(c net.Conn, v *Volume, a agreed) *session {
+func newSession(c io.ReadWriter, sock *socket, v *Volume, a agreed) *session {
 	return &session{
-		v: v, agreed: a, sock: newSocket(c),
+		v: v, agreed: a, sock: sock,
 		in:   inbox{r: c, buf: make([]byte, readBufferSize)},
 		out:  outbox{w: c, buf: make([]byte, 0, readBufferSize)},
 		slow: make(chan struct{}, maxInFlight),

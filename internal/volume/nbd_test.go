@@ -237,6 +237,58 @@ func TestReconnect(t *testing.T) {
 	}
 }
 
+// TestSimple: who is refused structured replies reads the same, and is told so when it asks.
+func TestSimple(t *testing.T) {
+	v := freshVolume(t, 8<<20)
+	want := bytes.Repeat([]byte("in its place"), 100<<10)
+	if _, err := v.WriteAt(want, 12345); err != nil {
+		t.Fatal(err)
+	}
+	sock := served(t, v, ServeOptions{Simple: true})
+	c := dial(t, sock)
+	c.take(18)
+	b := binary.BigEndian.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes)
+	b = binary.BigEndian.AppendUint64(b, optMagic)
+	b = binary.BigEndian.AppendUint32(b, optStructuredReply)
+	c.Write(binary.BigEndian.AppendUint32(b, 0))
+	if kind := binary.BigEndian.Uint32(c.take(20)[12:]); kind != repErrUnsup {
+		t.Errorf("structured replies: answer %#x", kind)
+	}
+	b = binary.BigEndian.AppendUint64(nil, optMagic)
+	b = binary.BigEndian.AppendUint32(b, optExportName)
+	c.Write(binary.BigEndian.AppendUint32(b, 0))
+	c.take(10)
+	c.Write(rawRequest(0, cmdRead, 7, 12345, uint32(len(want))))
+	if n := c.errno(); n != 0 {
+		t.Fatal("error", n)
+	}
+	if !bytes.Equal(c.take(len(want)), want) {
+		t.Error("read something else")
+	}
+	peer(t, "qemu-io", "-f", "raw", "nbd+unix:///?socket="+sock, "-c", "write -P 0x33 1M 1M", "-c", "read -P 0x33 1M 1M", "-c", "flush")
+}
+
+// TestStopWhileBusy: the server ends although clients neither send nor take anything.
+func TestStopWhileBusy(t *testing.T) {
+	v := freshVolume(t, 64<<20)
+	sock := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- Serve(ctx, l, v, ServeOptions{}) }()
+	dial(t, sock).start()
+	deaf := dial(t, sock).start()
+	deaf.Write(rawRequest(0, cmdRead, 1, 0, 32<<20))
+	deaf.take(4) // it has begun
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestStopWhileHeld: the server can end although a request waits for room on the host.
 func TestStopWhileHeld(t *testing.T) {
 	stalled := make(chan error, 1)
