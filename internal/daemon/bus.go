@@ -67,9 +67,28 @@ func (b *bus) recall(ctx context.Context, l *ledger.Log) error {
 	})
 }
 
-// rebuild puts rules in force, and lets them see the recent past from the ledger: a sequence that began before a
-// restart is not forgotten. It returns the decisions of the past for which no alert was told: the last daemon died
-// between the two.
+// exchange puts other rules in force. Those that stay as they were keep what they have seen; new ones begin now.
+func (b *bus) exchange(rules []policy.Rule) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	seen, err := b.engine.Snapshot()
+	if err != nil {
+		return err
+	}
+	engine := policy.NewEngine(rules)
+	if err := engine.Restore(seen); err != nil {
+		return err
+	}
+	b.engine = engine
+	return nil
+}
+
+// untoldFor is how old a decision may be that the last daemon took and did not live to tell.
+const untoldFor = 10 * time.Minute
+
+// rebuild puts rules in force at a start, and lets them see the recent past from the ledger: a sequence that began
+// before a restart is not forgotten. It returns the decisions of the last minutes for which no alert was told: the last
+// daemon died between the two.
 func (b *bus) rebuild(ctx context.Context, l *ledger.Log, rules []policy.Rule) ([]policy.Decision, error) {
 	engine := policy.NewEngine(rules)
 	var open []policy.Decision
@@ -87,7 +106,8 @@ func (b *bus) rebuild(ctx context.Context, l *ledger.Log, rules []policy.Rule) (
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.engine = engine
-	return open, nil
+	now := b.now()
+	return slices.DeleteFunc(open, func(d policy.Decision) bool { return now.Sub(d.Time) > untoldFor }), nil
 }
 
 // eachRecent gives the events at the ledger's end: more than any worker's outbox holds.

@@ -51,6 +51,7 @@ type Options struct {
 // Daemon is one running daemon.
 type Daemon struct {
 	ctx         context.Context
+	cancel      context.CancelFunc
 	opts        Options
 	log         *slog.Logger
 	files       layout
@@ -74,7 +75,9 @@ type Daemon struct {
 
 // Run is a daemon from start to end: it returns when ctx has ended and everything is put away. Machines run on.
 func Run(ctx context.Context, opts Options) error {
-	d := &Daemon{ctx: ctx, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d := &Daemon{ctx: ctx, cancel: cancel, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
 		machines: map[string]*machine{}, responses: make(chan policy.Decision, 1024)}
 	var back undo
 	defer back.unwind()
@@ -83,25 +86,37 @@ func Run(ctx context.Context, opts Options) error {
 			return err
 		}
 	}
-	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now) })
+	var kept uint64
+	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepHead(&kept) })
 	d.spawn(func() { d.respondAll(ctx) })
 	if opts.Ready != nil {
 		opts.Ready()
 	}
 	<-ctx.Done()
-	d.mu.Lock()
-	d.stopping = true
-	d.mu.Unlock()
 	return nil
 }
 
-// spawn runs f as one of the tasks that the end of the daemon waits for.
-func (d *Daemon) spawn(f func()) {
+// begin counts a task that the daemon's end waits for; it is refused once the daemon ends. The task calls tasks.Done.
+func (d *Daemon) begin() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return false
+	}
 	d.tasks.Add(1)
+	return true
+}
+
+// spawn runs f as a task.
+func (d *Daemon) spawn(f func()) bool {
+	if !d.begin() {
+		return false
+	}
 	go func() {
 		defer d.tasks.Done()
 		f()
 	}()
+	return true
 }
 
 func (d *Daemon) every(ctx context.Context, period time.Duration, f func(time.Time)) {
@@ -131,7 +146,13 @@ func (d *Daemon) takeState(back *undo) error {
 		return err
 	}
 	d.lock = lock
-	back.push(func() { lock.Release() })
+	back.push(func() {
+		if d.groups != nil {
+			d.groups.Remove() // if the last machine is gone
+		}
+		os.Remove(d.files.ram)
+		lock.Release()
+	})
 	return nil
 }
 
@@ -201,7 +222,6 @@ func (d *Daemon) openLedger(back *undo) error {
 	unclean := d.files.markRunning()
 	d.bus.emit("", event.VigiaStarted, event.Fields{"version": d.opts.Version, "unclean": unclean})
 	back.push(func() {
-		d.tasks.Wait()
 		d.bus.emit("", event.VigiaStopped, nil)
 		for i := 0; i < 100 && !d.bus.settled(); i++ {
 			time.Sleep(50 * time.Millisecond)
@@ -281,7 +301,11 @@ func (d *Daemon) machine(name string) (*machine, error) {
 	if m := d.machines[name]; m != nil {
 		return m, nil
 	}
-	return nil, fmt.Errorf("%w: %q: vigia ls shows the machines there are", errNoMachine, event.Text([]byte(name)))
+	return nil, noMachine(name)
+}
+
+func noMachine(name string) error {
+	return fmt.Errorf("%w: %q: vigia ls shows the machines there are", errNoMachine, event.Text([]byte(name)))
 }
 
 var errNoMachine = errors.New("no such machine")
@@ -290,8 +314,10 @@ var errNoMachine = errors.New("no such machine")
 func (d *Daemon) tellGuards(ctx context.Context) {
 	paths := d.watched()
 	for _, m := range d.all() {
-		if guard, _, err := m.workers(); err == nil {
-			guard.conn.Call(ctx, link.CallWatch, link.Watch{Paths: paths}, nil)
+		if guard, _ := m.bothWorkers(); !guard.gone() { // one that is being replaced is given them at its start
+			if _, err := guard.conn.Call(ctx, link.CallWatch, link.Watch{Paths: paths}, nil); err != nil {
+				d.log.Error("a guard does not take the paths to watch", "machine", m.name(), "error", err)
+			}
 		}
 	}
 }
@@ -310,12 +336,14 @@ func (d *Daemon) all() []*machine {
 func (d *Daemon) expire(ctx context.Context, now time.Time) {
 	for _, m := range d.all() {
 		e := m.rec.Spec.Expires
-		if e.IsZero() || now.Before(e) || m.state() == vm.Stopped || m.state() == vm.Failed || m.state() == vm.Stopping {
+		if st := m.state(); e.IsZero() || now.Before(e) || st == vm.Stopped || st == vm.Failed || st == vm.Stopping {
 			continue
 		}
 		d.spawn(func() {
 			d.log.Info("machine has expired, it is stopped", "machine", m.name())
-			m.stop(ctx, false, graceTime)
+			if err := m.stop(ctx, false, graceTime); err != nil && !errors.Is(err, errState) {
+				d.log.Error("an expired machine could not be stopped", "machine", m.name(), "error", err)
+			}
 		})
 	}
 }

@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"vigia/internal/event"
@@ -39,43 +36,55 @@ const logMost = 64 << 20
 type launch struct {
 	*machine
 	img     image.Image
-	run     runState
+	state   runState
+	qemu    *jail.Process
+	guard   *worker
 	sockets socketDir
 	back    undo
 	files   []*os.File // QEMU's descriptors, from 3 on
 	publish []*os.File
 }
 
-// start runs a machine. On an error everything it did is undone.
+// start runs a machine. On an error, and when the caller leaves before it runs, everything it did is undone.
 func (m *machine) start(ctx context.Context) error {
-	m.op.Lock()
-	defer m.op.Unlock()
+	unlock, err := m.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !m.d.begin() {
+		return errEnding
+	}
+	defer m.d.tasks.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.d.ctx, func() { cancel(errEnding) })()
 	m.mu.Lock()
-	if m.qemu != nil {
+	if m.run != nil {
 		m.mu.Unlock()
 		return fmt.Errorf("machine %s runs already: %w", m.name(), errState)
 	}
-	m.starting = true
+	m.cancelStart = cancel
 	m.mu.Unlock()
-	defer func() {
-		m.mu.Lock()
-		m.starting = false
-		m.mu.Unlock()
-	}()
-	l := &launch{machine: m, run: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
-	if err := l.steps(ctx); err != nil {
+	l := &launch{machine: m, state: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
+	err = l.steps(ctx)
+	if err != nil {
 		l.back.unwind()
-		return fmt.Errorf("start %s: %w", m.name(), err)
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		err = fmt.Errorf("start %s: %w", m.name(), err)
 	}
-	l.back.forget()
-	m.d.bus.emit(m.name(), event.MachineStarted, event.Fields{"accelerator": l.run.Accelerator, "pid": int64(l.run.QEMU.PID)})
-	return nil
+	m.mu.Lock()
+	m.cancelStart = nil
+	m.mu.Unlock()
+	return err
 }
 
 // steps are taken in order, each pushing its reversal.
 func (l *launch) steps(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		l.prepare, l.bindPorts, l.makeRAM, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo,
+		l.prepare, l.bindPorts, l.makeRAM, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo, l.settle,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -93,7 +102,7 @@ func (l *launch) prepare(ctx context.Context) error {
 	if l.img, err = l.d.images.Get(l.rec.Spec.ImageID); err != nil {
 		return err
 	}
-	l.run.Accelerator = l.d.accelerator
+	l.state.Accelerator = l.d.accelerator
 	l.d.sweepRun(l.id()) // what a crash may have left
 	if err := os.MkdirAll(l.d.files.qemuDir(l.id()), 0o711); err != nil {
 		return err
@@ -112,7 +121,7 @@ func (l *launch) bindPorts(context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.publish, l.run.Publish = files, chosen
+	l.publish, l.state.Publish = files, chosen
 	l.back.push(func() { closeFiles(files) })
 	return nil
 }
@@ -223,13 +232,18 @@ func (l *launch) descriptors() qemu.Descriptors {
 }
 
 func (l *launch) startGuard(ctx context.Context) error {
-	w, err := l.d.spawnGuard(ctx, l.machine, l.img, false)
+	w, err := l.d.spawnGuard(ctx, l.machine, l.img, nil)
 	if err != nil {
 		return err
 	}
 	l.guard = w
-	l.run.Guard, l.run.InForce["guard"] = refOf(w.proc), w.proc.Measures
-	l.back.push(func() { w.end(); l.setWorkers(nil, nil) })
+	l.state.worked(w)
+	l.setWorker("guard", w)
+	l.back.push(func() {
+		l.setWorker("guard", nil)
+		w.end()
+		l.keepRAM(nil)
+	})
 	return nil
 }
 
@@ -237,22 +251,19 @@ func (l *launch) startGate(ctx context.Context) error {
 	if l.rec.Spec.Net.Mode != vm.NetNAT {
 		return nil
 	}
-	w, err := l.d.spawnGate(ctx, l.machine, l.run.Publish, l.publish)
+	w, err := l.d.spawnGate(ctx, l.machine, l.state.Publish, l.publish)
 	if err != nil {
 		return err
 	}
-	l.gate = w
-	l.run.Gate, l.run.InForce["gate"] = refOf(w.proc), w.proc.Measures
+	l.state.worked(w)
+	l.setWorker("gate", w)
 	closeFiles(l.publish) // the gate has its own
 	l.publish = nil
-	l.back.push(func() { w.end() })
+	l.back.push(func() {
+		l.setWorker("gate", nil)
+		w.end()
+	})
 	return nil
-}
-
-func (m *machine) setWorkers(guard, gate *worker) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.guard, m.gate = guard, gate
 }
 
 func (l *launch) startQEMU(ctx context.Context) error {
@@ -260,7 +271,7 @@ func (l *launch) startQEMU(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args := qemu.Args(qemu.Config{Spec: &l.rec.Spec, Accelerator: l.run.Accelerator, Paths: paths,
+	args := qemu.Args(qemu.Config{Spec: &l.rec.Spec, Accelerator: l.state.Accelerator, Paths: paths,
 		Cmdline: l.img.Cmdline, FDs: l.descriptors(), Reconnect: 300})
 	log, err := os.OpenFile(l.d.files.workerLog(l.id(), "qemu"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
@@ -273,21 +284,16 @@ func (l *launch) startQEMU(ctx context.Context) error {
 		return err
 	}
 	proc, err := jail.QEMU{Tag: l.d.tag(l.machine, "qemu"), Binary: l.d.qemu, Args: args, Files: l.files, Stdout: log, Stderr: log, Binds: binds,
-		KVM: l.run.Accelerator == "kvm", User: l.user("qemu"), Group: group, MaxFile: l.rec.Spec.Memory + logMost}.Start(ctx)
+		KVM: l.state.Accelerator == "kvm", User: l.user("qemu"), Group: group, MaxFile: l.rec.Spec.Memory + logMost}.Start(ctx)
 	if err != nil {
 		return err
 	}
-	l.run.QEMU, l.run.InForce["qemu"] = refOf(proc), proc.Measures
-	l.mu.Lock()
 	l.qemu = proc
-	l.mu.Unlock()
+	l.state.QEMU, l.state.InForce["qemu"] = refOf(proc), proc.Measures
 	l.back.push(func() {
 		proc.Kill()
 		<-proc.Done()
 		proc.Close()
-		l.mu.Lock()
-		l.qemu = nil
-		l.mu.Unlock()
 	})
 	closeFiles(l.files)
 	return nil
@@ -330,17 +336,28 @@ func (l *launch) letGo(ctx context.Context) error {
 		return l.whyNot(err)
 	}
 	os.Remove(l.d.files.ramFile(l.id())) // QEMU and the guard have it
+	l.d.giveClock(ctx, l.machine, l.guard, l.qemu.PID)
+	return nil
+}
+
+// settle makes the run known: from here on it is overseen, and lives on whatever becomes of this daemon.
+func (l *launch) settle(ctx context.Context) error {
 	l.mu.Lock()
-	l.rec.Run, l.rec.Failed, l.rec.Ended, l.rec.Reason, l.rec.Paused = &l.run, false, vm.EndedNone, "", false
-	l.ended, l.replaced = make(chan struct{}), nil
+	before := l.rec
+	l.rec.Run, l.rec.Failed, l.rec.Ended, l.rec.Reason, l.rec.Paused = &l.state, false, vm.EndedNone, "", false
 	err := l.save(ctx)
-	l.mu.Unlock()
 	if err != nil {
+		l.rec = before
+		l.mu.Unlock()
 		return err
 	}
-	l.d.giveClock(ctx, l.machine, l.run.QEMU.PID)
-	l.d.watchRun(l.machine)
+	r := &run{qemu: l.qemu, ended: make(chan struct{})}
+	l.machine.run, l.cancelStart = r, nil
+	l.mu.Unlock()
+	l.back.forget()
 	l.sockets.close()
+	l.d.bus.emit(l.name(), event.MachineStarted, event.Fields{"accelerator": l.state.Accelerator, "pid": int64(l.qemu.PID)})
+	l.d.spawn(func() { l.d.oversee(l.machine, r) })
 	return nil
 }
 
@@ -355,204 +372,6 @@ func (l *launch) whyNot(err error) error {
 		return fmt.Errorf("QEMU ended at once (%s): %s", l.qemu.Exit(), tail)
 	}
 	return fmt.Errorf("QEMU ended at once: %s", l.qemu.Exit())
-}
-
-// spawnGuard starts a guard and gives it all of its machine. running: QEMU is there, this guard replaces another.
-func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, running bool) (*worker, error) {
-	w, err := d.spawnWorker(ctx, m, "guard", jail.Guard)
-	if err != nil {
-		return nil, err
-	}
-	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
-		Watch: d.watched(), Running: running}
-	files, err := d.guardFiles(m, img, &cfg)
-	defer closeFiles(files)
-	if err == nil {
-		_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, files...)
-	}
-	if err != nil {
-		w.end()
-		return nil, fmt.Errorf("guard: %w", err)
-	}
-	return w, nil
-}
-
-// guardFiles opens all that a guard works on.
-func (d *Daemon) guardFiles(m *machine, img image.Image, cfg *link.GuardConfig) (files []*os.File, err error) {
-	add := func(name string, f *os.File, err2 error) {
-		if err2 != nil && err == nil {
-			err = fmt.Errorf("%s: %w", name, err2)
-		}
-		if f != nil {
-			files, cfg.Files = append(files, f), append(cfg.Files, name)
-		}
-	}
-	overlay, oerr := os.OpenFile(d.files.overlay(m.id()), os.O_RDWR, 0)
-	add(link.FileOverlay, overlay, oerr)
-	layers, lerr := img.OpenDisk()
-	add(link.FileLayer, nil, lerr)
-	for i, f := range layers {
-		add(link.FileLayer+strconv.Itoa(i), f, nil)
-	}
-	profile, perr := img.OpenProfile()
-	if !errors.Is(perr, fs.ErrNotExist) {
-		add(link.FileProfile, profile, perr)
-	}
-	for i, path := range d.files.consoleLogs(m.id()) {
-		flags := os.O_CREATE | os.O_RDWR
-		f, ferr := os.OpenFile(path, flags, 0o600)
-		name := link.FileConsoleLog
-		if i > 0 {
-			name = link.FileConsoleTail + strconv.Itoa(i-1)
-		}
-		add(name, f, ferr)
-	}
-	if ram, rerr := d.openRAM(m); rerr == nil {
-		add(link.FileRAM, ram, nil)
-	} else if running := m.qemu != nil; running {
-		d.log.Warn("the new guard can't see its machine's memory", "machine", m.name(), "error", rerr)
-	} else {
-		add(link.FileRAM, nil, rerr)
-	}
-	nbd, nerr := d.listenNBD(m)
-	add(link.FileNBD, nbd, nerr)
-	for _, name := range []string{link.FileQMP, link.FileConsole, link.FileAgent} {
-		if name == link.FileAgent && !m.rec.Spec.Has(vm.AdditionExec) {
-			continue
-		}
-		f, ferr := d.dialQEMU(m, name)
-		add(name, f, ferr)
-	}
-	return files, err
-}
-
-// openRAM opens the guest's memory for reading: by its name while the machine starts. Afterwards the name is gone, and
-// the daemon hands on the descriptor that it has kept, or got from the guard when it found the machine running.
-func (d *Daemon) openRAM(m *machine) (*os.File, error) {
-	if m.ram == nil {
-		f, err := os.Open(d.files.ramFile(m.id()))
-		m.mu.Lock()
-		qemu := m.qemu
-		m.mu.Unlock()
-		if errors.Is(err, fs.ErrNotExist) && qemu != nil {
-			f, err = openMapped(qemu.PID, d.files.ramFile(m.id()))
-		}
-		if err != nil {
-			return nil, err
-		}
-		m.ram = f
-	}
-	fd, err := syscall.Dup(int(m.ram.Fd()))
-	if err != nil {
-		return nil, err
-	}
-	syscall.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), "ram"), nil
-}
-
-// listenNBD opens the disk's socket anew; QEMU finds it by its name, also after a guard's death.
-func (d *Daemon) listenNBD(m *machine) (*os.File, error) {
-	dir, err := openSocketDir(d.files.qemuDir(m.id()))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.close()
-	l, err := dir.listen(qemu.NBDSocket)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(filepath.Join(dir.dir.Name(), qemu.NBDSocket), 0o666); err != nil { // QEMU is another user; only it is shown the directory
-		l.Close()
-		return nil, err
-	}
-	return socketFile(l)
-}
-
-// dialQEMU connects to one of the sockets on which QEMU listens.
-func (d *Daemon) dialQEMU(m *machine, name string) (*os.File, error) {
-	dir, err := openSocketDir(d.files.run(m.id()))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.close()
-	c, err := dir.dial(name + ".sock")
-	if err != nil {
-		return nil, err
-	}
-	return socketFile(c)
-}
-
-// spawnGate starts a gate and connects it to QEMU's network card.
-func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish, listeners []*os.File) (*worker, error) {
-	w, err := d.spawnWorker(ctx, m, "gate", jail.Gate)
-	if err != nil {
-		return nil, err
-	}
-	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.id()).String(), Rules: m.rec.Spec.Net.Rules,
-		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined}
-	_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, listeners...)
-	if err == nil {
-		var card *os.File
-		if card, err = d.dialQEMU(m, "net"); err == nil {
-			_, err = w.conn.Call(ctx, link.CallFrames, nil, nil, card)
-			card.Close()
-		}
-	}
-	if err != nil {
-		w.end()
-		return nil, fmt.Errorf("gate: %w", err)
-	}
-	return w, nil
-}
-
-// giveClock hands the guard the descriptors from which it reads the virtual CPUs' time.
-func (d *Daemon) giveClock(ctx context.Context, m *machine, pid int) {
-	files := vcpuSchedstat(pid)
-	defer closeFiles(files)
-	if len(files) == 0 {
-		d.log.Warn("no thread of a virtual CPU was found: no cpu.usage events", "machine", m.name())
-		return
-	}
-	if _, err := m.callGuard(ctx, link.CallCPU, nil, nil, files...); err != nil {
-		d.log.Warn("the guard does not take the CPU clock", "machine", m.name(), "error", err)
-	}
-}
-
-// vcpuSchedstat opens the schedstat file of each of QEMU's vCPU threads, which QEMU names "CPU n/TCG" or "CPU n/KVM"
-// (-name debug-threads=on).
-func vcpuSchedstat(pid int) []*os.File {
-	tasks := fmt.Sprintf("/proc/%d/task", pid)
-	entries, err := os.ReadDir(tasks)
-	if err != nil {
-		return nil
-	}
-	var files []*os.File
-	for _, e := range entries {
-		comm, err := os.ReadFile(filepath.Join(tasks, e.Name(), "comm"))
-		if err != nil || !strings.HasPrefix(string(comm), "CPU ") || len(files) >= link.MaxFiles {
-			continue
-		}
-		if f, err := os.Open(filepath.Join(tasks, e.Name(), "schedstat")); err == nil {
-			files = append(files, f)
-		}
-	}
-	return files
-}
-
-// openMapped opens a file that a process has mapped and whose name may be gone.
-func openMapped(pid int, path string) (*os.File, error) {
-	dir := fmt.Sprintf("/proc/%d/map_files", pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("memory of QEMU: %w", err)
-	}
-	for _, e := range entries {
-		name := filepath.Join(dir, e.Name())
-		if target, err := os.Readlink(name); err == nil && strings.TrimSuffix(target, " (deleted)") == path {
-			return os.Open(name)
-		}
-	}
-	return nil, fmt.Errorf("memory of QEMU: %s is not mapped: %w", path, fs.ErrNotExist)
 }
 
 // qemuLogTail is the last line that QEMU wrote to its standard error, in printable characters.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -13,7 +14,6 @@ import (
 	"vigia/internal/event"
 	"vigia/internal/jail"
 	"vigia/internal/link"
-	qemu "vigia/internal/machine"
 	"vigia/internal/store"
 	"vigia/internal/vm"
 )
@@ -42,27 +42,105 @@ type runState struct {
 	Accelerator string                    `json:"accelerator"`
 	Publish     []vm.Publish              `json:"publish"` // with the ports that were chosen
 	InForce     map[string][]jail.Measure `json:"in_force"`
+	Asked       vm.Ended                  `json:"asked,omitempty"` // the end that was asked for: stopped or forced
+}
+
+// worked notes a worker that took its place.
+func (r *runState) worked(w *worker) {
+	r.InForce = maps.Clone(r.InForce) // others may be reading the old one
+	r.InForce[w.name] = w.proc.Measures
+	if w.name == "gate" {
+		r.Gate = refOf(w.proc)
+	} else {
+		r.Guard = refOf(w.proc)
+	}
 }
 
 // machine is one machine of this daemon.
 type machine struct {
 	d  *Daemon
-	op sync.Mutex // one operation at a time: start, stop, remove
+	op chan struct{} // holds one token: one operation at a time, start, stop or remove
 
-	mu       sync.Mutex
-	rec      record
-	starting bool
-	asked    vm.Ended // the end that was asked for: stopped or forced
-	qemu     *jail.Process
-	guard    *worker
-	gate     *worker
-	ram      *os.File      // the guest's memory, never looked at here: kept to be handed to a guard
-	ended    chan struct{} // closed once a run is over and put away
-	replaced []time.Time   // when workers of this run were replaced
+	mu          sync.Mutex
+	rec         record
+	cancelStart context.CancelCauseFunc // while it starts
+	removed     bool
+	why         string // why vigia itself ended QEMU
+	run         *run   // nil: it does not run
+	guard       *worker
+	gate        *worker
+	ram         *os.File // the guest's memory, never looked at here: kept to be handed to a guard
 }
 
+func newMachine(d *Daemon, rec record) *machine {
+	return &machine{d: d, rec: rec, op: make(chan struct{}, 1)}
+}
+
+// The id, name, image and sizes of a machine never change.
 func (m *machine) id() vm.ID    { return m.rec.Spec.ID }
 func (m *machine) name() string { return m.rec.Spec.Name }
+
+// lock begins an operation, once the one before is over. A caller who leaves while he waits has asked for nothing.
+func (m *machine) lock(ctx context.Context) (unlock func(), err error) {
+	select {
+	case m.op <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("machine %s is busy with something else: %w", m.name(), context.Cause(ctx))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.removed {
+		<-m.op
+		return nil, noMachine(m.name())
+	}
+	return func() { <-m.op }, nil
+}
+
+// record is what is known now, to be read at leisure.
+func (m *machine) record() record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	rec := m.rec
+	if rec.Run != nil {
+		run := *rec.Run
+		rec.Run = &run
+	}
+	return rec
+}
+
+func (m *machine) running() *run {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.run
+}
+
+func (m *machine) errNotRunning() error {
+	return fmt.Errorf("machine %s does not run: %w: start it with: vigia start %s", m.name(), errState, m.name())
+}
+
+func (m *machine) bothWorkers() (guard, gate *worker) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.guard, m.gate
+}
+
+// setWorker puts a worker in its place, or takes it out.
+func (m *machine) setWorker(name string, w *worker) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if name == "gate" {
+		m.gate = w
+	} else {
+		m.guard = w
+	}
+}
+
+// note says why vigia ends QEMU by itself.
+func (m *machine) note(why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.why = why
+}
 
 // FirstUID begins the user ids for machines, as root: three for each, below the range that containers use and above what systemd gives
 // out (systemd's UIDS-GIDS.md: 0x70000000 and up is free).
@@ -98,13 +176,13 @@ func (m *machine) state() vm.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case m.starting:
+	case m.cancelStart != nil:
 		return vm.Starting
-	case m.qemu == nil && m.rec.Failed:
+	case m.run == nil && m.rec.Failed:
 		return vm.Failed
-	case m.qemu == nil:
+	case m.run == nil:
 		return vm.Stopped
-	case m.asked != vm.EndedNone:
+	case m.rec.Run != nil && m.rec.Run.Asked != vm.EndedNone:
 		return vm.Stopping
 	case m.rec.Paused:
 		return vm.Paused
@@ -116,6 +194,9 @@ func (m *machine) state() vm.State {
 
 // save writes the record; the caller holds m.mu or is alone with the machine.
 func (m *machine) save(ctx context.Context) error {
+	if m.removed { // a record written now would come back to life
+		return noMachine(m.name())
+	}
 	_, err := store.Put(ctx, m.d.store, machineKey(m.id()), m.rec)
 	if err != nil {
 		return fmt.Errorf("record of machine %s: %w", m.name(), err)
@@ -133,23 +214,22 @@ func (m *machine) change(ctx context.Context, edit func(*record)) error {
 	return m.save(ctx)
 }
 
-// workers returns guard and gate of a machine that runs, and refuses where it does not.
-func (m *machine) workers() (guard, gate *worker, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.qemu == nil || m.guard == nil {
-		return nil, nil, fmt.Errorf("machine %s does not run: %w: start it with: vigia start %s", m.name(), errState, m.name())
-	}
-	return m.guard, m.gate, nil
-}
-
-// callGuard asks the guard of a running machine.
+// callGuard asks the guard of a running machine. One that is being replaced is waited for.
 func (m *machine) callGuard(ctx context.Context, method string, in, out any, files ...*os.File) ([]*os.File, error) {
-	guard, _, err := m.workers()
-	if err != nil {
-		return nil, err
+	for {
+		m.mu.Lock()
+		run, guard := m.run, m.guard
+		m.mu.Unlock()
+		switch {
+		case run == nil:
+			return nil, m.errNotRunning()
+		case !guard.gone():
+			return guard.conn.Call(ctx, method, in, out, files...)
+		}
+		if waitFor(ctx, run.ended, replaceWait/20) || ctx.Err() != nil {
+			return nil, fmt.Errorf("machine %s: its guard is being replaced: %w", m.name(), errState)
+		}
 	}
-	return guard.conn.Call(ctx, method, in, out, files...)
 }
 
 // pause stops the guest between two instructions.
@@ -175,26 +255,41 @@ func (m *machine) resume(ctx context.Context, reason string) error {
 	return nil
 }
 
+// gateTime bounds an answer of a gate: it has nothing to wait for.
+const gateTime = 3 * time.Second
+
+// askGate asks the gate, if there is one. One that died is no error: the next is told what the record says. One that does
+// not answer is ended: without a gate no frame passes.
+func (m *machine) askGate(ctx context.Context, method string, in, out any) error {
+	_, gate := m.bothWorkers()
+	if gate.gone() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), gateTime)
+	defer cancel()
+	_, err := gate.conn.Call(ctx, method, in, out)
+	if err != nil && (ctx.Err() != nil || gate.gone()) {
+		m.d.log.Error("a gate does not answer, it is ended", "machine", m.name(), "error", err)
+		gate.proc.Kill()
+		return nil
+	}
+	return err
+}
+
 // quarantine cuts a machine off the network. The gate is told first, since that is what stops an attacker; then the
 // record, so that it lasts. since is the time of the last event of the rule that asked for it, or zero.
 func (m *machine) quarantine(ctx context.Context, rule string, since time.Time) error {
-	m.mu.Lock()
-	gate := m.gate
-	m.mu.Unlock()
 	fields := event.Fields{"rule": rule}
-	if gate != nil {
-		var q link.Quarantined
-		if _, err := gate.conn.Call(ctx, link.CallQuarantine, link.Quarantine{On: true}, &q); err != nil {
-			// A gate that does not answer is ended: without a gate no frame passes, and the next one starts shut.
-			m.d.log.Error("gate does not answer, it is ended", "machine", m.name(), "error", err)
-			defer gate.proc.Kill()
-		}
-		fields["flows"] = int64(q.Flows)
+	var q link.Quarantined
+	if err := m.askGate(ctx, link.CallQuarantine, link.Quarantine{On: true}, &q); err != nil {
+		return err
 	}
+	fields["flows"] = int64(q.Flows)
 	if !since.IsZero() {
 		fields["seconds"] = time.Since(since).Seconds()
 	}
-	if err := m.change(ctx, func(r *record) { r.Quarantined = true }); err != nil {
+	// A gate that took another's place meanwhile asks the record afterwards.
+	if err := m.change(context.WithoutCancel(ctx), func(r *record) { r.Quarantined = true }); err != nil {
 		return err
 	}
 	m.d.bus.emit(m.name(), event.QuarantineOn, fields)
@@ -202,19 +297,14 @@ func (m *machine) quarantine(ctx context.Context, rule string, since time.Time) 
 }
 
 func (m *machine) release(ctx context.Context) error {
-	m.mu.Lock()
-	gate, on := m.gate, m.rec.Quarantined
-	m.mu.Unlock()
-	if !on {
+	if !m.record().Quarantined {
 		return fmt.Errorf("machine %s is not in quarantine: %w", m.name(), errState)
 	}
 	if err := m.change(ctx, func(r *record) { r.Quarantined = false }); err != nil {
 		return err
 	}
-	if gate != nil {
-		if _, err := gate.conn.Call(ctx, link.CallQuarantine, link.Quarantine{}, nil); err != nil {
-			return err
-		}
+	if err := m.askGate(ctx, link.CallQuarantine, link.Quarantine{}, nil); err != nil {
+		return err
 	}
 	m.d.bus.emit(m.name(), event.QuarantineOff, nil)
 	return nil
@@ -222,145 +312,8 @@ func (m *machine) release(ctx context.Context) error {
 
 // setRules puts other network rules in force.
 func (m *machine) setRules(ctx context.Context, rules []vm.NetRule) error {
-	m.mu.Lock()
-	gate := m.gate
-	m.mu.Unlock()
-	if gate != nil {
-		if _, err := gate.conn.Call(ctx, link.CallRules, link.Rules{Rules: rules}, nil); err != nil {
-			return err
-		}
+	if err := m.askGate(ctx, link.CallRules, link.Rules{Rules: rules}, nil); err != nil {
+		return err
 	}
-	return m.change(ctx, func(r *record) { r.Spec.Net.Rules = rules })
-}
-
-// graceTime is how long a guest has to power itself off before it is forced, where nothing else is said.
-const graceTime = 30 * time.Second
-
-// stop ends the run: gracefully for as long as grace, then by force. It returns once everything is put away.
-func (m *machine) stop(ctx context.Context, force bool, grace time.Duration) error {
-	m.op.Lock()
-	defer m.op.Unlock()
-	m.mu.Lock()
-	if m.qemu == nil {
-		m.mu.Unlock()
-		return fmt.Errorf("machine %s does not run: %w", m.name(), errState)
-	}
-	qemu, guard, ended, paused := m.qemu, m.guard, m.ended, m.rec.Paused
-	m.asked = vm.EndedStopped
-	m.mu.Unlock()
-	if !force {
-		if paused { // a paused guest can't hear its power button
-			m.callGuard(ctx, link.CallResume, nil, nil)
-		}
-		m.callGuard(ctx, link.CallPowerDown, nil, nil)
-		if waitFor(ctx, qemu.Done(), grace) {
-			<-ended
-			return nil
-		}
-	}
-	m.mu.Lock()
-	m.asked = vm.EndedForced
-	m.mu.Unlock()
-	quit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	guard.conn.Call(quit, link.CallQuit, nil, nil)
-	if !waitFor(quit, qemu.Done(), 5*time.Second) {
-		qemu.Kill()
-	}
-	cancel()
-	<-ended
-	return nil
-}
-
-func waitFor(ctx context.Context, done <-chan struct{}, most time.Duration) bool {
-	select {
-	case <-done:
-		return true
-	case <-time.After(most):
-	case <-ctx.Done():
-	}
-	return false
-}
-
-// watch waits for QEMU's end and puts the run away.
-func (m *machine) watch(qemu *jail.Process, ended chan struct{}) {
-	exit := qemu.Exit()
-	m.finish(context.WithoutCancel(m.d.ctx), exit)
-	close(ended)
-}
-
-// finish tells how the run ended and removes what it left: guard, gate, sockets, RAM file, cgroups.
-func (m *machine) finish(ctx context.Context, exit jail.Exit) {
-	m.mu.Lock()
-	guard, gate, asked, run := m.guard, m.gate, m.asked, m.rec.Run
-	m.mu.Unlock()
-	ending := m.ending(ctx, guard, asked, exit)
-	m.drain(ctx, guard, gate)
-	guard.end()
-	gate.end()
-	m.mu.Lock()
-	if m.qemu != nil {
-		m.qemu.Close()
-	}
-	if m.ram != nil {
-		m.ram.Close()
-	}
-	m.qemu, m.guard, m.gate, m.ram, m.asked = nil, nil, nil, nil, vm.EndedNone
-	m.rec.Run, m.rec.Paused = nil, false
-	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
-	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU
-	failed := m.rec.Failed
-	err := m.save(ctx)
-	m.mu.Unlock()
-	if err != nil {
-		m.d.log.Error("a machine's end could not be recorded", "machine", m.name(), "error", err)
-	}
-	m.d.sweepRun(m.id())
-	fields := event.Fields{"ended": string(ending.Ended)}
-	if run != nil {
-		fields["seconds"] = time.Since(run.Started).Seconds()
-	}
-	if failed {
-		fields["reason"] = ending.Reason
-		m.d.bus.emit(m.name(), event.MachineFailed, fields)
-	} else {
-		m.d.bus.emit(m.name(), event.MachineStopped, fields)
-	}
-}
-
-// ending joins what QEMU said last with what was asked for and how the process ended.
-func (m *machine) ending(ctx context.Context, guard *worker, asked vm.Ended, exit jail.Exit) qemu.Ending {
-	var e qemu.Ending
-	if guard != nil {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		if _, err := guard.conn.Call(ctx, link.CallEnding, nil, &e); err != nil {
-			m.d.log.Warn("the guard can't say how its machine ended", "machine", m.name(), "error", err)
-		}
-	}
-	switch {
-	case asked == vm.EndedForced:
-		return qemu.Ending{Ended: vm.EndedForced, Reason: "stopped by force"}
-	case asked == vm.EndedStopped && e.Ended == vm.EndedPowerOff:
-		return qemu.Ending{Ended: vm.EndedStopped, Reason: "stopped as asked"}
-	case e.Ended == vm.EndedForced:
-		return qemu.Ending{Ended: vm.EndedQEMU, Reason: "QEMU was told to end by something else than vigia: " + e.Reason}
-	case e.Ended != vm.EndedNone:
-		return e
-	}
-	reason := "QEMU " + exit.String()
-	if tail := m.d.qemuLogTail(m.id()); tail != "" {
-		reason += ": " + tail
-	}
-	return qemu.Ending{Ended: vm.EndedQEMU, Reason: reason}
-}
-
-// drain waits a little until the workers' last events are here.
-func (m *machine) drain(ctx context.Context, workers ...*worker) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	for _, w := range workers {
-		if w != nil {
-			w.conn.Call(ctx, link.CallDrain, nil, nil)
-		}
-	}
+	return m.change(context.WithoutCancel(ctx), func(r *record) { r.Spec.Net.Rules = rules })
 }

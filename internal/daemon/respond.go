@@ -39,7 +39,7 @@ func (d *Daemon) reloadRules(ctx context.Context) error {
 	d.mu.Lock()
 	d.rules = rules
 	d.mu.Unlock()
-	if _, err := d.bus.rebuild(ctx, d.ledger, rules); err != nil {
+	if err := d.bus.exchange(rules); err != nil {
 		return err
 	}
 	d.tellGuards(ctx)

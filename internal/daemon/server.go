@@ -71,7 +71,7 @@ func (d *Daemon) serve(back *undo) error {
 	back.push(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
-		if server.Shutdown(ctx) != nil {
+		if server.Shutdown(ctx) != nil { // those who follow events, or a console, are cut off
 			server.Close()
 		}
 		os.Remove(d.files.path(api.SocketName))
@@ -145,8 +145,13 @@ func (a access) note(ctx context.Context, procedure string, message any, err err
 	who, _ := ctx.Value(callerKey{}).(caller)
 	fields := event.Fields{"call": procedure, "uid": int64(who.uid), "pid": int64(who.pid)}
 	machine := ""
-	if named, ok := message.(interface{ GetName() string }); ok {
-		machine = event.Text([]byte(named.GetName()))
+	switch about := message.(type) {
+	case interface{ GetName() string }:
+		machine = event.Text([]byte(about.GetName()))
+	case interface{ GetMachine() string }:
+		machine = event.Text([]byte(about.GetMachine()))
+	}
+	if machine != "" {
 		fields["subject"] = machine
 	}
 	if err != nil {
@@ -214,10 +219,12 @@ func coded(err error) error {
 		return connect.NewError(connect.CodeNotFound, err)
 	case errors.Is(err, errExists):
 		return connect.NewError(connect.CodeAlreadyExists, err)
-	case errors.Is(err, errState), errors.Is(err, additions.ErrNoAgent):
+	case errors.Is(err, errState), errors.Is(err, errGivenUp), errors.Is(err, additions.ErrNoAgent):
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	case errors.Is(err, fs.ErrPermission):
 		return connect.NewError(connect.CodePermissionDenied, err)
+	case errors.Is(err, errEnding):
+		return connect.NewError(connect.CodeUnavailable, err)
 	case errors.Is(err, context.Canceled):
 		return connect.NewError(connect.CodeCanceled, err)
 	case errors.Is(err, context.DeadlineExceeded):

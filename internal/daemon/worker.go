@@ -28,6 +28,17 @@ type worker struct {
 	ackWake chan struct{}
 }
 
+// gone reports whether the worker's connection has ended; a worker without one is of no use, and none is gone too.
+func (w *worker) gone() bool { return w == nil || w.conn.Err() != nil }
+
+// done is closed when the worker's connection has ended; of no worker it never is.
+func (w *worker) done() <-chan struct{} {
+	if w == nil {
+		return nil
+	}
+	return w.conn.Done()
+}
+
 // procRef names a process for ever; it is what the store keeps of one.
 type procRef struct {
 	PID   int    `json:"pid"`
@@ -137,12 +148,11 @@ func (w *worker) ack(seq uint64) {
 	w.ackMu.Lock()
 	w.acked = max(w.acked, seq)
 	w.ackMu.Unlock()
-	select {
-	case w.ackWake <- struct{}{}:
-	default:
-	}
+	w.wake()
 }
 
+// acknowledge tells the worker what is in the ledger, until it is told: an event that is never acknowledged would come
+// again to a later daemon.
 func (w *worker) acknowledge() {
 	for {
 		select {
@@ -154,8 +164,19 @@ func (w *worker) acknowledge() {
 		seq := w.acked
 		w.ackMu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		w.conn.Call(ctx, link.CallAck, link.Ack{Seq: seq}, nil)
+		_, err := w.conn.Call(ctx, link.CallAck, link.Ack{Seq: seq}, nil)
 		cancel()
+		if err != nil {
+			w.wake()
+			waitFor(context.Background(), w.conn.Done(), time.Second)
+		}
+	}
+}
+
+func (w *worker) wake() {
+	select {
+	case w.ackWake <- struct{}{}:
+	default:
 	}
 }
 

@@ -4,6 +4,7 @@
 //
 //	{"id":7,"method":"pause","body":{…}}          a call
 //	{"id":7,"reply":true,"body":{…},"error":"…"}  its answer
+//	{"id":7,"cancel":true}                        the caller does not wait any more; the answer comes all the same
 //
 // Descriptors travel as SCM_RIGHTS beside the first byte of their frame; "files" in the frame says how many, and a
 // frame whose count does not match ends the connection. A worker is assumed to be taken over by its guest: the
@@ -71,6 +72,7 @@ type frame struct {
 	ID     uint64          `json:"id"`
 	Method string          `json:"method,omitempty"`
 	Reply  bool            `json:"reply,omitempty"`
+	Cancel bool            `json:"cancel,omitempty"`
 	Error  string          `json:"error,omitempty"`
 	Files  int             `json:"files,omitempty"`
 	Body   json.RawMessage `json:"body,omitempty"`
@@ -94,6 +96,7 @@ type Conn struct {
 	mu     sync.Mutex
 	next   uint64
 	calls  map[uint64]chan answer
+	served map[uint64]context.CancelFunc // calls of the other side that run here
 	err    error
 	done   chan struct{}
 }
@@ -102,7 +105,7 @@ type Conn struct {
 func New(sock *net.UnixConn, handler Handler) *Conn {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Conn{sock: sock, handler: handler, ctx: ctx, cancel: cancel,
-		slots: make(chan struct{}, MaxInFlight), calls: map[uint64]chan answer{}, done: make(chan struct{})}
+		slots: make(chan struct{}, MaxInFlight), calls: map[uint64]chan answer{}, served: map[uint64]context.CancelFunc{}, done: make(chan struct{})}
 	go c.receive()
 	return c
 }
@@ -150,6 +153,8 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, files ...*o
 	case <-ctx.Done():
 		if !c.forget(id) { // the answer came meanwhile
 			closeAll((<-ch).files)
+		} else {
+			go c.send(frame{ID: id, Cancel: true}, nil)
 		}
 		return nil, fmt.Errorf("%s: %w", method, ctx.Err())
 	}
@@ -273,9 +278,17 @@ func (c *Conn) receive() {
 		}
 		files := in.files[:f.Files:f.Files]
 		in.files = in.files[f.Files:]
-		if f.Reply {
+		switch {
+		case f.Reply:
 			c.deliver(f, files)
-		} else {
+		case f.Cancel:
+			closeAll(files)
+			c.mu.Lock()
+			if cancel := c.served[f.ID]; cancel != nil {
+				cancel()
+			}
+			c.mu.Unlock()
+		default:
 			c.serve(f, files)
 		}
 	}
@@ -320,14 +333,35 @@ func (c *Conn) serve(f frame, files []*os.File) {
 		return
 	}
 	select {
-	case c.slots <- struct{}{}: // the peer waits here once MaxInFlight calls run
-	case <-c.ctx.Done():
+	case c.slots <- struct{}{}:
+	default: // to wait here would hold back the callers who leave
 		closeAll(files)
+		c.send(frame{ID: f.ID, Reply: true, Error: fmt.Sprintf("busy: %d calls are being answered already", MaxInFlight)}, nil)
+		return
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	c.mu.Lock()
+	_, twice := c.served[f.ID]
+	if !twice {
+		c.served[f.ID] = cancel
+	}
+	c.mu.Unlock()
+	if twice {
+		cancel()
+		closeAll(files)
+		<-c.slots
+		c.fail(fmt.Errorf("%w: call %d comes twice", ErrProtocol, f.ID))
 		return
 	}
 	go func() {
-		defer func() { <-c.slots }()
-		resp, err := c.handler(c.ctx, Request{Method: f.Method, Body: f.Body, Files: files})
+		defer func() {
+			cancel()
+			c.mu.Lock()
+			delete(c.served, f.ID)
+			c.mu.Unlock()
+			<-c.slots
+		}()
+		resp, err := c.handler(ctx, Request{Method: f.Method, Body: f.Body, Files: files})
 		out := frame{ID: f.ID, Reply: true, Files: len(resp.Files)}
 		if err != nil {
 			out.Error, out.Files = err.Error(), 0
