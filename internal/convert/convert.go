@@ -88,8 +88,9 @@ func answer(args []string, in, out *os.File) (any, error) {
 
 // Worker is image's Worker, in a confined process for each question.
 type Worker struct {
-	Tag  string     // how a crashed daemon's workers are found
-	User *jail.User // as root
+	Tag    string     // how a crashed daemon's workers are found
+	User   *jail.User // as root
+	Groups *jail.Tree // nil: no limits of memory and threads
 }
 
 // Sniff tells the format of a disk file.
@@ -120,12 +121,17 @@ func (w Worker) Profile(ctx context.Context, kernel, dst *os.File) error {
 
 // ask runs one worker to its end. A worker that was taken over can answer wrongly, but only about its own disk.
 func (w Worker) ask(ctx context.Context, out any, args []string, files ...*os.File) error {
+	group, err := newGroup(w.Groups)
+	if err != nil {
+		return err
+	}
+	defer group.Remove()
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer read.Close()
-	proc, err := jail.Worker{Profile: jail.Convert, Tag: w.Tag, Args: append([]string{Command}, args...), Files: files, Stdout: write, User: w.User}.Start(ctx)
+	proc, err := jail.Worker{Profile: jail.Convert, Tag: w.Tag, Args: append([]string{Command}, args...), Files: files, Stdout: write, User: w.User, Group: group}.Start(ctx)
 	write.Close()
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", args[0], err)

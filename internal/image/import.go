@@ -181,7 +181,7 @@ func (s *Store) convert(ctx context.Context, t *temporary, src *os.File, format 
 	progress.step("converting from " + format.Name)
 	said := &tail{}
 	err = s.opts.Confine(ctx, Command{Path: qemuImg, Files: []*os.File{in, out}, Stdout: &percent{progress: progress}, Stderr: said,
-		Args: []string{"convert", "-p", "-n", "--target-is-zero", "-O", "raw", source, "/proc/self/fd/4"}})
+		Args: []string{"convert", "-p", "-n", "--target-is-zero", "-O", "raw", source, FilePath(4)}})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -193,7 +193,7 @@ func (s *Store) convert(ctx context.Context, t *temporary, src *os.File, format 
 
 // imageFile names a descriptor as an image of one format without a backing file.
 func imageFile(format string, fd int) string {
-	tree := map[string]any{"driver": format, "file": map[string]any{"driver": "file", "filename": fmt.Sprintf("/proc/self/fd/%d", fd), "locking": "off"}}
+	tree := map[string]any{"driver": format, "file": map[string]any{"driver": "file", "filename": FilePath(fd), "locking": "off"}}
 	if format != "vdi" { // which knows no backing files
 		tree["backing"] = nil
 	}

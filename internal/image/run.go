@@ -8,13 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// Command is a program to run. Files become its descriptors 3, 4, …, which the arguments name as /dev/fd/3.
+// Command is a program to run. Files become its descriptors 3, 4, …, which the arguments name by FilePath.
 type Command struct {
 	Path  string // absolute
 	Args  []string
@@ -25,9 +27,28 @@ type Command struct {
 	Stdout, Stderr io.Writer
 }
 
-// Runner runs a command to its end and returns an error if it did not exit with 0. A Runner that is given to a Store
-// runs programs on hostile input: it is meant to confine them to their Files.
+// FilePath is how a Command's arguments name its descriptor fd.
+func FilePath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// ArgsAt returns the arguments for a Runner that shows the files by another name, where there is no /proc.
+func (c Command) ArgsAt(name func(fd int) string) []string {
+	args := slices.Clone(c.Args)
+	for fd := 3 + len(c.Files) - 1; fd >= 3; fd-- { // 30 before 3
+		for i := range args {
+			args[i] = strings.ReplaceAll(args[i], FilePath(fd), name(fd))
+		}
+	}
+	return args
+}
+
+// Runner runs a command to its end and returns an error, an *ExitError if it did not exit with 0. A Runner that is
+// given to a Store runs programs on hostile input: it is meant to confine them to their Files.
 type Runner func(ctx context.Context, c Command) error
+
+// ExitError tells how a command ended: "exit status 1".
+type ExitError struct{ Status string }
+
+func (e *ExitError) Error() string { return e.Status }
 
 // grace is how long a program that is told to end may take to clean up.
 const grace = 15 * time.Second
@@ -78,6 +99,10 @@ func Run(ctx context.Context, c Command) error {
 	go func() { done <- cmd.Wait() }()
 	select {
 	case err := <-done:
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			return &ExitError{exit.Error()}
+		}
 		return err
 	case <-ctx.Done():
 	}
@@ -151,7 +176,7 @@ func (t *tail) explain(name string, err error) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var exit *exec.ExitError
+	var exit *ExitError
 	if !errors.As(err, &exit) {
 		return fmt.Errorf("%s: %w", name, err)
 	}

@@ -46,6 +46,10 @@ func runTests(m *testing.M) int {
 			return 1
 		}
 	}
+	if err := os.Link(filepath.Join(stubDir, "qemu-system-x86_64"), filepath.Join(stubDir, "qemu-img")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return m.Run()
 }
 
