@@ -249,7 +249,10 @@ func (d *Daemon) openStore(back *undo) error {
 }
 
 func (d *Daemon) openImages(*undo) error {
-	s, err := image.Open(d.files.path("images"), image.Options{Worker: convert.Worker{Tag: d.files.tag() + "/convert", User: convertUser()}, Cache: d.files.path("cache")})
+	tag := d.files.tag() + "/convert"
+	s, err := image.Open(d.files.path("images"), image.Options{Cache: d.files.path("cache"),
+		Worker:  convert.Worker{Tag: tag, User: convertUser(), Groups: d.groups},
+		Confine: convert.Tools{Tag: tag, User: convertUser(), Groups: d.groups}.Run})
 	if err != nil {
 		return err
 	}
