@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,8 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"vigia/internal/api"
+	"vigia/internal/api/vigiav1"
 	"vigia/internal/cli"
 	vigiad "vigia/internal/daemon"
 	"vigia/internal/host"
@@ -109,7 +113,7 @@ func policyCheck(files []string, w io.Writer) error {
 			for i, r := range rules {
 				ids[i] = r.ID
 			}
-			fmt.Fprintf(w, "%s: %d rules are fine: %s\n", file, len(rules), strings.Join(ids, ", "))
+			fmt.Fprintf(w, "%s: fine: %s\n", file, strings.Join(ids, ", "))
 		}
 	}
 	if bad {
@@ -118,7 +122,8 @@ func policyCheck(files []string, w io.Writer) error {
 	return nil
 }
 
-// policyTest runs the rules of a file over recorded events.
+// policyTest runs the rules of a file over recorded events: lines of JSON, the array that `vigia events -o json` prints,
+// or a ledger's export.
 func policyTest(file, events string, asJSON bool, w io.Writer) error {
 	rules, err := readRules(file)
 	if err != nil {
@@ -131,7 +136,7 @@ func policyTest(file, events string, asJSON bool, w io.Writer) error {
 		}
 		defer in.Close()
 	}
-	decisions, err := policy.RunRecorded(rules, bufio.NewReader(in))
+	decisions, err := policy.RunRecorded(rules, recorded(bufio.NewReader(in)))
 	if err != nil {
 		return fmt.Errorf("%s: %w", events, err)
 	}
@@ -145,6 +150,54 @@ func policyTest(file, events string, asJSON bool, w io.Writer) error {
 		fmt.Fprintf(w, "%s  %s  %s  %s  respond: %s\n", d.Time.Format(time.RFC3339Nano), d.Machine, d.Severity, d.Rule, strings.Join(d.Respond, ", "))
 	}
 	fmt.Fprintf(w, "%d alerts\n", len(decisions))
+	return nil
+}
+
+// recorded gives events as lines of JSON, whichever of the three forms they are written in.
+func recorded(in *bufio.Reader) io.Reader {
+	first, _ := in.Peek(64)
+	array, export := bytes.HasPrefix(bytes.TrimSpace(first), []byte("[")), bytes.HasPrefix(first, []byte(`{"format":"vigia-ledger`))
+	if !array && !export {
+		return in
+	}
+	read, write := io.Pipe()
+	go func() {
+		write.CloseWithError(rewrite(in, write, array))
+	}()
+	return read
+}
+
+func rewrite(in io.Reader, out io.Writer, array bool) error {
+	dec := json.NewDecoder(in)
+	var head json.RawMessage
+	if array {
+		if _, err := dec.Token(); err != nil { // the bracket
+			return err
+		}
+	} else if err := dec.Decode(&head); err != nil { // the export's first line
+		return err
+	}
+	for dec.More() {
+		var line struct{ Entry json.RawMessage }
+		var item json.RawMessage
+		if err := dec.Decode(&item); err != nil {
+			return err
+		}
+		if !array {
+			if err := json.Unmarshal(item, &line); err != nil {
+				return err
+			}
+			item = line.Entry
+		}
+		var one bytes.Buffer
+		if err := json.Compact(&one, item); err != nil {
+			return err
+		}
+		one.WriteByte('\n')
+		if _, err := out.Write(one.Bytes()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -180,7 +233,7 @@ func ledgerVerify(ctx context.Context, o cli.LedgerOptions, asJSON bool, w io.Wr
 	report, err := ledger.Verify(ctx, dir, key, opts)
 	if err != nil {
 		if damaged(err) {
-			return fmt.Errorf("%w: ledger %s does not verify: %w", cli.ErrFound, dir, err)
+			return fmt.Errorf("%w: %s does not verify: %w", cli.ErrFound, dir, err)
 		}
 		return err
 	}
@@ -213,8 +266,8 @@ func ledgerExport(ctx context.Context, o cli.LedgerOptions, w io.Writer) error {
 
 // volumeCheck reads a layer or overlay by the format's document alone. The target is a file, or a machine's or image's
 // directory name in the state.
-func volumeCheck(_ context.Context, state, target string, asJSON bool, w io.Writer) error {
-	f, err := openVolume(state, target)
+func volumeCheck(ctx context.Context, state, target string, asJSON bool, w io.Writer) error {
+	f, err := openVolume(ctx, state, target)
 	if err != nil {
 		return err
 	}
@@ -240,13 +293,18 @@ func volumeCheck(_ context.Context, state, target string, asJSON bool, w io.Writ
 	return nil
 }
 
-func openVolume(state, target string) (*os.File, error) {
-	for _, path := range []string{target, filepath.Join(state, "machines", target, "overlay.vol"), filepath.Join(state, "images", target, "disk.layer")} {
+// openVolume finds a volume by its file, by a machine's name, which a daemon must tell, or by a machine's or image's id.
+func openVolume(ctx context.Context, state, target string) (*os.File, error) {
+	id := target
+	if m, err := api.Dial(state).Machines.Show(ctx, connect.NewRequest(&vigiav1.MachineRequest{Name: target})); err == nil {
+		id = m.Msg.Id
+	}
+	for _, path := range []string{target, filepath.Join(state, "machines", id, "overlay.vol"), filepath.Join(state, "images", target, "disk.layer")} {
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 			return os.Open(path)
 		}
 	}
-	return nil, fmt.Errorf("volume %s: no such file, machine id or image id", target)
+	return nil, fmt.Errorf("volume %s: no such file, machine or image id (a machine's name is known while vigia serve runs)", target)
 }
 
 func printVolume(w io.Writer, name string, r volume.Report) {

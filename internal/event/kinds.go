@@ -122,7 +122,7 @@ var flowFields = []Field{
 // Kinds is the table of all kinds and their fields. Every field may be absent; a rule reads an absent one as its
 // type's zero.
 var Kinds = map[Kind]Schema{
-	MachineCreated:  {"a machine was made", []Field{{"image", String, "image name"}, {"image_id", String, "image content address"}, {"owner", String, ""}, {"purpose", String, ""}}},
+	MachineCreated:  {"a machine was made", []Field{{"image", String, "image name"}, {"image_id", String, "image content address"}, {"id", String, "the machine's own id: a name can be used again"}, {"owner", String, "whose it is"}, {"purpose", String, "what it is for"}}},
 	MachineStarted:  {"a machine began to run", []Field{{"accelerator", String, "kvm or tcg"}, {"pid", Int, "QEMU's process id on the host"}, {"adopted", Bool, "it was found running by a new daemon"}}},
 	MachineStopped:  {"a machine ended as asked, or powered itself off", []Field{{"ended", String, "poweroff, reboot, stopped or forced"}, {"seconds", Float, "how long it ran"}}},
 	MachineFailed:   {"a machine ended as nobody asked", []Field{{"ended", String, "panic or qemu-died"}, {"reason", String, "what is known of why"}, {"seconds", Float, "how long it ran"}}},
@@ -166,11 +166,11 @@ var Kinds = map[Kind]Schema{
 	ConsoleLine: {"a line on the serial console", []Field{{"line", String, "the guest's own words"}, {"skipped", Int, "lines not reported since the last, in a flood"}}},
 	GuestLog:    {"a line from the guest's log", []Field{{"line", String, "the guest's own words"}}},
 
-	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, ""}, {"severity", String, "low, medium, high or critical"},
+	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},
 		{"events", List, "ids of the events that fulfilled it"}, {"respond", List, "the responses it asks for"}}},
 	ResponseDone:   {"a response was carried out", []Field{{"response", String, "alert, pause, quarantine or stop"}, {"rule", String, "the rule that asked for it"}, {"seconds", Float, "from the rule's last event to done"}}},
-	ResponseFailed: {"a response could not be carried out", []Field{{"response", String, ""}, {"rule", String, ""}, {"reason", String, ""}}},
-	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event to the first frame dropped"}}},
+	ResponseFailed: {"a response could not be carried out", []Field{{"response", String, "which one"}, {"rule", String, "the rule that asked for it"}, {"reason", String, "why not"}}},
+	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event until the network was cut"}}},
 	QuarantineOff:  {"a machine was let back on the network", nil},
 	AccessCall:     {"somebody asked vigia for something", []Field{{"call", String, "the API method"}, {"uid", Int, "of the caller"}, {"pid", Int, "of the caller"}, {"subject", String, "the machine or image named"}, {"error", String, "why it was refused or failed"}, {"count", Int, "how many like it, where questions that change nothing are coalesced"}}},
 	EventsLost:     {"events could not be kept", []Field{{"count", Int, "how many"}, {"source", String, "the process that had to drop them"}, {"reason", String, ""}}},

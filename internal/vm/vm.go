@@ -4,7 +4,7 @@
 // has its one parser here, so that the command line, the API and the daemon refuse the same things with the same words.
 //
 // A machine has a Name, chosen by a person and free again once the machine is removed, and an ID, random and never
-// reused: events carry both, files and cgroups are named by ID.
+// reused: files and control groups are named by it, and machine.created tells which name it had.
 package vm
 
 import (
