@@ -198,6 +198,11 @@ func rewrite(in io.Reader, out io.Writer, array bool) error {
 			return err
 		}
 	}
+	if array {
+		if _, err := dec.Token(); err != nil { // its end
+			return fmt.Errorf("the array of events is cut short: %w", err)
+		}
+	}
 	return nil
 }
 
