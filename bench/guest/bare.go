@@ -7,13 +7,12 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
+	"vigia/bench/parts"
 	"vigia/internal/api/vigiav1"
 	"vigia/internal/lab"
-	"vigia/internal/volume"
 )
 
 // bare is a QEMU with nothing around it.
@@ -31,8 +30,8 @@ func startBare(ctx context.Context, l *lab.Lab, img *vigiav1.Image) (*bare, erro
 		return nil, err
 	}
 	b := &bare{dir: dir}
-	parts := filepath.Join(l.State, "images", img.Id)
-	if err := export(filepath.Join(parts, "disk.layer"), dir+"/disk"); err != nil {
+	p, err := parts.Take(l, img, dir)
+	if err != nil {
 		b.end()
 		return nil, err
 	}
@@ -41,8 +40,8 @@ func startBare(ctx context.Context, l *lab.Lab, img *vigiav1.Image) (*bare, erro
 		accel, cpu = "kvm", "host"
 	}
 	b.cmd = exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,vmport=off,usb=off,graphics=off",
-		"-accel", accel, "-cpu", cpu, "-m", "256", "-kernel", parts+"/vmlinuz", "-initrd", parts+"/initrd",
-		"-append", "console=ttyS0 quiet no_timer_check root=LABEL=root rootfstype=ext4 rw", "-drive", "file="+dir+"/disk,format=raw,if=virtio",
+		"-accel", accel, "-cpu", cpu, "-m", "256", "-kernel", p.Kernel, "-initrd", p.Initrd,
+		"-append", "console=ttyS0 quiet no_timer_check root=LABEL=root rootfstype=ext4 rw", "-drive", "file="+p.Disk+",format=raw,if=virtio",
 		"-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile=", "-device", "virtio-rng-pci",
 		"-chardev", "socket,id=c,server=on,wait=off,path="+dir+"/line", "-device", "isa-serial,chardev=c")
 	b.cmd.Stderr = os.Stderr
@@ -62,24 +61,6 @@ func startBare(ctx context.Context, l *lab.Lab, img *vigiav1.Image) (*bare, erro
 		return nil, err
 	}
 	return b, nil
-}
-
-func export(layer, raw string) error {
-	src, err := os.Open(layer)
-	if err != nil {
-		return err
-	}
-	v, err := volume.Open([]*os.File{src}, nil, volume.Options{})
-	if err != nil {
-		return err
-	}
-	defer v.Close()
-	dst, err := os.Create(raw)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	return v.Export(dst, nil)
 }
 
 // console is lab's Console on a socket.

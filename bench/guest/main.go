@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vigia/bench/parts"
 	"vigia/bench/table"
 	"vigia/internal/lab"
 )
@@ -43,7 +44,7 @@ func run(ctx context.Context, rounds int) error {
 		return err
 	}
 	defer l.End()
-	img, err := l.Build(ctx, "recipes/bench.yaml", "bench", func(string) {})
+	img, err := parts.Image(ctx, l)
 	if err != nil {
 		return err
 	}

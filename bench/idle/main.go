@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"vigia/bench/parts"
 	"vigia/bench/table"
 	"vigia/internal/lab"
 )
@@ -38,7 +39,7 @@ func run(ctx context.Context, machines int, watch time.Duration) error {
 		return err
 	}
 	defer l.End()
-	if _, err := l.Build(ctx, "recipes/bench.yaml", "bench", func(string) {}); err != nil {
+	if _, err := parts.Image(ctx, l); err != nil {
 		return err
 	}
 	pids := map[string][]int{"daemon": {l.PID()}}

@@ -1,12 +1,12 @@
 // Net measures the machine's network against QEMU's own and against passt, in one guest at one time.
 //
-//	go run ./bench/net -kernel vmlinuz -disk disk.ext4 [-append 'init=/sbin/tiny-init'] [-rounds 3] [-seconds 4]
+//	go run ./bench/net [-rounds 3] [-seconds 4] [-kernel vmlinuz -disk disk.ext4 -append 'init=…']
 //
 // It boots one guest with three network cards: QEMU's user network (slirp), vigia's (in a process of its own, as the
 // gate has it) and passt, if it is installed. iperf3 in the guest then sends to, and receives from, an iperf3 server on
 // the host's loopback through each, in turns, for some rounds. Ratios of the medians are printed first, each measurement after.
 //
-// The guest's disk needs a shell on the serial console, ip and iperf3; the host needs iperf3 and QEMU. CPU seconds per Gbit
+// Without -kernel it boots vigia's own bench image, which it builds if need be (bin/vigia). Another guest's disk needs a shell on the serial console, ip and iperf3; the host needs iperf3 and QEMU. CPU seconds per Gbit
 // are those of QEMU and of the network's own process. slirp runs inside QEMU: compare sums.
 package main
 
@@ -18,6 +18,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"time"
+
+	"vigia/bench/parts"
+	"vigia/internal/lab"
 )
 
 type options struct {
@@ -34,9 +37,9 @@ func main() {
 		return
 	}
 	var o options
-	flag.StringVar(&o.kernel, "kernel", "", "guest kernel")
+	flag.StringVar(&o.kernel, "kernel", "", "guest kernel (default: the bench image's)")
 	flag.StringVar(&o.disk, "disk", "", "guest root disk, raw ext4; not written to")
-	flag.StringVar(&o.add, "append", "init=/sbin/tiny-init", "more of the kernel's command line")
+	flag.StringVar(&o.add, "append", "init=/usr/sbin/bench-init", "more of the kernel's command line")
 	flag.StringVar(&o.ready, "ready", "GUEST-READY", "what the console says before its shell reads")
 	flag.IntVar(&o.memory, "memory", 256, "guest memory, MiB")
 	flag.IntVar(&o.cpus, "cpus", 1, "guest CPUs")
@@ -46,16 +49,43 @@ func main() {
 	flag.DurationVar(&o.boot, "boot", 3*time.Minute, "how long the guest may take to boot")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of vigia's network process here")
 	flag.Parse()
-	if o.kernel == "" || o.disk == "" || flag.NArg() > 0 {
+	if (o.kernel == "") != (o.disk == "") || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, &o); err != nil {
+	if err := prepared(ctx, &o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/net:", err)
 		os.Exit(1)
 	}
+}
+
+// prepared runs with what was given, or with the parts of the bench image.
+func prepared(ctx context.Context, o *options) error {
+	if o.kernel != "" {
+		return run(ctx, o)
+	}
+	l, err := lab.Start(ctx, ".cache/bench")
+	if err != nil {
+		return err
+	}
+	img, err := parts.Image(ctx, l)
+	l.End()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(".cache", "bench-net-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	p, err := parts.Take(l, img, dir)
+	if err != nil {
+		return err
+	}
+	o.kernel, o.disk = p.Kernel, p.Disk
+	return run(ctx, o)
 }
 
 func run(ctx context.Context, o *options) error {

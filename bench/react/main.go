@@ -21,6 +21,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"vigia/bench/parts"
 	"vigia/bench/table"
 	"vigia/internal/api/vigiav1"
 	"vigia/internal/lab"
@@ -64,7 +65,7 @@ func run(ctx context.Context, rounds int) error {
 		return err
 	}
 	defer l.End()
-	if _, err := l.Build(ctx, "recipes/bench.yaml", "bench", func(string) {}); err != nil {
+	if _, err := parts.Image(ctx, l); err != nil {
 		return err
 	}
 	l.Command(ctx, "rm", "--force", name)
