@@ -50,18 +50,23 @@ type row struct {
 }
 
 func (t *targets) measure(ctx context.Context, c benchCase, rounds int) (row, error) {
-	r := row{benchCase: c}
 	if err := t.prepare(ctx, c); err != nil {
-		return r, err
+		return row{}, err
 	}
+	if !c.against {
+		return inTurn(ctx, t.list[:theirs], c, rounds)
+	}
+	return inTurn(ctx, t.list, c, rounds)
+}
+
+// inTurn runs a case on every target in each round, a different one first each time.
+func inTurn(ctx context.Context, list []target, c benchCase, rounds int) (row, error) {
+	r := row{benchCase: c}
 	for round := range rounds + 1 {
-		samples := make([]sample, len(t.list))
-		for i := range t.list {
-			k := (i + round) % len(t.list)
-			if k == theirs && !c.against {
-				continue
-			}
-			s, err := t.list[k].bench(ctx, c)
+		samples := make([]sample, len(list))
+		for i := range list {
+			k := (i + round) % len(list)
+			s, err := list[k].bench(ctx, c)
 			if err != nil {
 				return r, err
 			}
@@ -76,10 +81,10 @@ func (t *targets) measure(ctx context.Context, c benchCase, rounds int) (row, er
 
 var completed = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
 
-func (t target) bench(ctx context.Context, c benchCase) (sample, error) {
+func (t *target) bench(ctx context.Context, c benchCase) (sample, error) {
 	args := append([]string{"bench", "-f", "raw", "-c", strconv.Itoa(c.count)}, c.args...)
 	cmd := exec.CommandContext(ctx, "qemu-img", append(args, t.url)...)
-	before := cpuTime(t.pid)
+	before := t.cpu()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return sample{}, fmt.Errorf("qemu-img bench on %s: %w\n%s", t.name, err, out)
@@ -90,5 +95,5 @@ func (t target) bench(ctx context.Context, c benchCase) (sample, error) {
 	}
 	seconds, err := strconv.ParseFloat(string(m[1]), 64)
 	client := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	return sample{time.Duration(seconds * 1e9), cpuTime(t.pid) - before, client}, err
+	return sample{time.Duration(seconds * 1e9), t.cpu() - before, client}, err
 }

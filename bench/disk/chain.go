@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,56 +12,68 @@ import (
 	"vigia/internal/volume"
 )
 
-// pair is what the same reads took over one layer and over twenty of the same content, by round.
-type pair struct {
-	name      string
-	one, deep []time.Duration
-}
+const (
+	chainSize   = 128 << 20
+	chainLayers = 20
+)
 
-const chainSize = 128 << 20
+// one and deep are the targets of a chain's rows.
+const one, deep = 0, 1
 
-// chain builds twenty layers of scattered writes, and one with the content of all.
-func chain(dir string, rounds, scale int) ([]pair, error) {
-	deep, err := stack(dir, 20)
+// chain reads twenty layers of scattered writes, and one layer with the content of all, as a guest does.
+func (t *targets) chain(ctx context.Context, rounds, scale int) ([]row, error) {
+	layers, over, err := t.stack()
 	if err != nil {
 		return nil, err
 	}
-	defer deep.Close()
-	flat, err := flatten(dir, deep)
+	flat, flatOver, err := t.flatten(append(layers, over))
 	if err != nil {
 		return nil, err
 	}
-	defer flat.Close()
-	files, err := filepath.Glob(filepath.Join(dir, "layer*"))
-	if err != nil {
+	if err := settle(append(layers, flat)...); err != nil {
 		return nil, err
 	}
-	if err := settle(append(files, filepath.Join(dir, "flat"))...); err != nil {
-		return nil, err
+	var list []target
+	for _, s := range []struct {
+		name, socket string
+		files        []string
+	}{{"1 layer", "one.sock", []string{flat, flatOver}}, {"20 layers", "deep.sock", append(layers, over)}} {
+		socket := t.path(s.socket)
+		v, err := serverOf(ctx, s.name, socket, t.self, append([]string{"serve", socket}, s.files...)...)
+		if err != nil {
+			return nil, err
+		}
+		defer v.stop()
+		list = append(list, v)
 	}
-	small, large := pair{name: "4k scattered read"}, pair{name: "64 KiB sequential read"}
-	for range rounds + 1 {
-		small.one = append(small.one, scattered(flat, 200000/scale))
-		small.deep = append(small.deep, scattered(deep, 200000/scale))
-		large.one = append(large.one, sequential(flat))
-		large.deep = append(large.deep, sequential(deep))
+	var rows []row
+	for _, c := range []benchCase{
+		{name: "4k scattered read, depth 32", count: 80000 / scale, args: []string{"-d", "32", "-s", "4k", "-S", scatter}},
+		{name: "64 KiB sequential read, depth 8", count: 20000 / scale, args: []string{"-d", "8", "-s", "64k"}},
+	} {
+		r, err := inTurn(ctx, list, c, rounds)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, r)
 	}
-	return []pair{small, large}, nil
+	return rows, nil
 }
 
 // stack freezes one overlay after another, each with sixteen runs of 256 KiB somewhere.
-func stack(dir string, layers int) (*volume.Volume, error) {
-	f, err := overlay(dir, chainSize, volume.ID{})
+func (t *targets) stack() (layers []string, over string, err error) {
+	f, err := overlay(t.dir, chainSize, volume.ID{})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	v, err := volume.Open(nil, f, volume.Options{})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
+	defer v.Close()
 	r := rand.New(rand.NewPCG(1, 1))
 	buf := make([]byte, 256<<10)
-	for i := range layers {
+	for i := range chainLayers {
 		for j := range buf {
 			buf[j] = byte(r.Uint32())
 		}
@@ -74,21 +87,22 @@ func stack(dir string, layers int) (*volume.Volume, error) {
 				at = r.Int64N(chainSize/4096-64) * 4096
 			}
 			if _, err := v.WriteAt(buf, at); err != nil {
-				return nil, err
+				return nil, "", err
 			}
 		}
+		layers = append(layers, f.Name())
 		id, err := v.Freeze()
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		if f, err = overlay(dir, chainSize, id); err != nil {
-			return nil, err
+		if f, err = overlay(t.dir, chainSize, id); err != nil {
+			return nil, "", err
 		}
 		if err := v.Push(f); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
-	return v, nil
+	return layers, f.Name(), nil
 }
 
 func overlay(dir string, size int64, parent volume.ID) (*os.File, error) {
@@ -99,44 +113,35 @@ func overlay(dir string, size int64, parent volume.ID) (*os.File, error) {
 	return f, volume.Create(f, volume.CreateOptions{Size: size, Parent: parent})
 }
 
-func flatten(dir string, v *volume.Volume) (*volume.Volume, error) {
-	raw, err := os.Create(filepath.Join(dir, "flat.raw"))
+// flatten makes one layer of a chain, and an overlay over it.
+func (t *targets) flatten(chain []string) (flat, over string, err error) {
+	var files []*os.File
+	for _, name := range chain {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			return "", "", err
+		}
+		files = append(files, f)
+	}
+	k := len(files) - 1
+	v, err := volume.Open(files[:k], files[k], volume.Options{})
 	if err != nil {
-		return nil, err
+		return "", "", err
+	}
+	defer v.Close()
+	raw, err := os.Create(t.path("flat.raw"))
+	if err != nil {
+		return "", "", err
 	}
 	defer raw.Close()
 	if err := v.Export(raw, nil); err != nil {
-		return nil, err
+		return "", "", err
 	}
-	lay, err := os.Create(filepath.Join(dir, "flat"))
-	if err != nil {
-		return nil, err
+	flat, over = t.path("flat"), t.path("flat.overlay")
+	if err := importRaw(raw.Name(), flat, chainSize); err != nil {
+		return "", "", err
 	}
-	if _, err := volume.ImportRaw(lay, raw, v.Size(), nil); err != nil {
-		return nil, err
-	}
-	return volume.Open([]*os.File{lay}, nil, volume.Options{})
-}
-
-func scattered(v *volume.Volume, n int) time.Duration {
-	r := rand.New(rand.NewPCG(2, 2))
-	buf := make([]byte, 4096)
-	start := time.Now()
-	for range n {
-		v.ReadAt(buf, r.Int64N(chainSize/4096)*4096)
-	}
-	return time.Since(start)
-}
-
-func sequential(v *volume.Volume) time.Duration {
-	buf := make([]byte, 64<<10)
-	start := time.Now()
-	for range 4 {
-		for off := int64(0); off < chainSize; off += int64(len(buf)) {
-			v.ReadAt(buf, off)
-		}
-	}
-	return time.Since(start)
+	return flat, over, makeOverlay(flat, over, chainSize)
 }
 
 // clones times what a clone of a 2 GiB disk needs: a new overlay, and opening it over the frozen layer.

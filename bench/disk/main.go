@@ -78,7 +78,7 @@ func run(ctx context.Context, parent, only string, quick bool) error {
 		}
 		rows = append(rows, r)
 	}
-	deep, err := chain(dir, rounds, scale)
+	layers, err := t.chain(ctx, rounds, scale)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func run(ctx context.Context, parent, only string, quick bool) error {
 		return err
 	}
 	fmt.Printf("vigia's disk beside QEMU's, %d MiB, %d rounds, %d processors, load %s\n\n", size>>20, rounds, runtime.NumCPU(), load())
-	printRatios(rows, deep, clone)
-	printRows(rows, deep, clone)
+	printRatios(rows, layers, clone)
+	printRows(rows, layers, clone)
 	return nil
 }

@@ -52,7 +52,7 @@ func verdict(x, asked float64, ok bool) string {
 	return fmt.Sprintf("asked %.2f: MISSED", asked)
 }
 
-func printRatios(rows []row, deep []pair, clone []time.Duration) {
+func printRatios(rows []row, layers []row, clone []time.Duration) {
 	for _, r := range rows {
 		asked := "none asked"
 		x, top := r.ratio(raw, ours), r.ratio(raw, socketOnly)
@@ -71,39 +71,32 @@ func printRatios(rows []row, deep []pair, clone []time.Duration) {
 		x, c := r.ratio(theirs, ours), r.server(ours)/max(r.server(theirs), 0.1)
 		fmt.Printf("%-32s %5.2f times qemu-nbd (%s), with %.2f of its CPU (%s)\n", r.name, x, verdict(x, 2, x >= 2), c, verdict(c, 0.5, c <= 0.5))
 	}
-	for _, p := range deep {
-		x := p.ratio()
-		fmt.Printf("%-32s %5.2f over 20 layers, of 1 layer (%s)\n", p.name, x, verdict(x, 0.95, x >= 0.95))
+	for _, r := range layers {
+		x := r.ratio(one, deep)
+		fmt.Printf("%-32s %5.2f over 20 layers, of 1 layer (%s)\n", r.name, x, verdict(x, 0.95, x >= 0.95))
 	}
 	c := float64(median(clone)) / 1e6
 	fmt.Printf("%-32s %5.2f ms (%s)\n\n", "clone of a 2 GiB volume", c, verdict(c, 1, c < 1))
 }
 
-func (p pair) ratio() float64 {
-	var v []float64
-	for i := 1; i < len(p.one); i++ {
-		v = append(v, float64(p.one[i])/float64(p.deep[i]))
-	}
-	return median(v)
-}
-
 // printRows gives µs for each request: what it took, and the CPU of server and client.
-func printRows(rows []row, deep []pair, clone []time.Duration) {
+func printRows(rows []row, layers []row, clone []time.Duration) {
 	fmt.Printf("%-32s %s\n", "median µs for each request", "wall (CPU of server + qemu-img)")
 	fmt.Printf("%-32s %22s %22s %22s %22s\n", "", "raw file", "vigia", "socket alone", "qemu-nbd")
 	for _, r := range rows {
-		var b strings.Builder
-		for i := range r.rounds[0] {
-			cell := "-"
-			if i != theirs || r.against {
-				cell = fmt.Sprintf("%.1f (%.1f + %.1f)", r.wall(i), r.server(i), r.client(i))
-			}
-			fmt.Fprintf(&b, " %22s", cell)
-		}
-		fmt.Printf("%-32s%s\n", r.name, b.String())
+		fmt.Printf("%-32s%s\n", r.name, r.cells())
 	}
-	for _, p := range deep {
-		fmt.Printf("%-32s 1 layer %v, 20 layers %v\n", p.name, median(p.one[1:]), median(p.deep[1:]))
+	fmt.Printf("\n%-32s %22s %22s\n", "", "1 layer", "20 layers")
+	for _, r := range layers {
+		fmt.Printf("%-32s%s\n", r.name, r.cells())
 	}
 	fmt.Printf("%-32s min %v, median %v, max %v of %d\n", "clone of a 2 GiB volume", clone[0], median(clone), clone[len(clone)-1], len(clone))
+}
+
+func (r row) cells() string {
+	var b strings.Builder
+	for i := range r.rounds[0] {
+		fmt.Fprintf(&b, " %22s", fmt.Sprintf("%.1f (%.1f + %.1f)", r.wall(i), r.server(i), r.client(i)))
+	}
+	return b.String()
 }

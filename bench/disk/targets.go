@@ -19,18 +19,60 @@ import (
 
 // target is one way to the disk.
 type target struct {
-	name string
-	url  string
-	pid  int // of the server; 0: there is none
+	name   string
+	url    string
+	server *exec.Cmd // nil: there is none
+}
+
+// serverOf is a target that a program serves on a socket.
+func serverOf(ctx context.Context, what, socket, program string, args ...string) (target, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	os.Remove(socket)
+	if err := cmd.Start(); err != nil {
+		return target{}, err
+	}
+	t := target{what, "nbd+unix:///?socket=" + socket, cmd}
+	for range 500 {
+		if _, err := os.Stat(socket); err == nil {
+			return t, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.stop()
+	return target{}, fmt.Errorf("%s did not make its socket", program)
+}
+
+func (t *target) stop() {
+	if t.server != nil {
+		t.server.Process.Signal(syscall.SIGTERM)
+		t.server.Wait()
+		t.server = nil
+	}
+}
+
+// cpu is what the server has used so far, in ticks of 10 ms.
+func (t *target) cpu() time.Duration {
+	if t.server == nil {
+		return 0
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.server.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b)[strings.LastIndexByte(string(b), ')')+1:])
+	u, _ := strconv.Atoi(f[11])
+	s, _ := strconv.Atoi(f[12])
+	return time.Duration(u+s) * 10 * time.Millisecond
 }
 
 // targets are raw, ours, socketOnly and theirs, in this order, over the same content.
 type targets struct {
-	dir   string
-	size  int64
-	self  string
-	list  []target
-	procs map[int]*exec.Cmd
+	dir  string
+	size int64
+	self string
+	list []target
 }
 
 func (t *targets) path(name string) string { return filepath.Join(t.dir, name) }
@@ -40,7 +82,7 @@ func setUp(ctx context.Context, dir string, size int64) (*targets, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &targets{dir: dir, size: size, self: self, procs: map[int]*exec.Cmd{}}
+	t := &targets{dir: dir, size: size, self: self}
 	for _, name := range []string{"raw", "nbd"} {
 		if err := writeRandom(t.path(name), size); err != nil {
 			return nil, err
@@ -49,29 +91,34 @@ func setUp(ctx context.Context, dir string, size int64) (*targets, error) {
 	if err := importRaw(t.path("raw"), t.path("base"), size); err != nil {
 		return nil, err
 	}
-	t.list = []target{{"raw file", t.path("raw"), 0}, {"vigia", nbdURL(t.path("ours.sock")), 0},
-		{"socket alone", nbdURL(t.path("alone.sock")), 0}, {"qemu-nbd", nbdURL(t.path("theirs.sock")), 0}}
-	err = t.start(ctx, theirs, "theirs.sock", "qemu-nbd", "-t", "-f", "raw", "-k", t.path("theirs.sock"), t.path("nbd"))
-	if err == nil {
-		err = t.start(ctx, socketOnly, "alone.sock", self, "ceiling", t.path("alone.sock"), t.path("raw"))
+	alone, err := serverOf(ctx, "socket alone", t.path("alone.sock"), self, "ceiling", t.path("alone.sock"), t.path("raw"))
+	if err != nil {
+		return nil, err
 	}
+	qemu, err := serverOf(ctx, "qemu-nbd", t.path("theirs.sock"), "qemu-nbd", "-t", "-f", "raw", "-k", t.path("theirs.sock"), t.path("nbd"))
+	t.list = []target{raw: {name: "raw file", url: t.path("raw")}, ours: {name: "vigia"}, socketOnly: alone, theirs: qemu}
 	if err != nil {
 		t.tearDown()
 	}
 	return t, err
 }
 
-func nbdURL(socket string) string { return "nbd+unix:///?socket=" + socket }
+func (t *targets) tearDown() {
+	for k := range t.list {
+		t.list[k].stop()
+	}
+}
 
 // prepare gives vigia a new overlay, unless the case goes on with the last one, and settles all files.
 func (t *targets) prepare(ctx context.Context, c benchCase) error {
-	if !c.after || t.list[ours].pid == 0 {
-		t.stop(ours)
+	if !c.after || t.list[ours].server == nil {
+		t.list[ours].stop()
 		os.Remove(t.path("overlay"))
 		if err := makeOverlay(t.path("base"), t.path("overlay"), t.size); err != nil {
 			return err
 		}
-		err := t.start(ctx, ours, "ours.sock", t.self, "serve", t.path("ours.sock"), t.path("base"), t.path("overlay"))
+		var err error
+		t.list[ours], err = serverOf(ctx, "vigia", t.path("ours.sock"), t.self, "serve", t.path("ours.sock"), t.path("base"), t.path("overlay"))
 		if err != nil {
 			return err
 		}
@@ -125,51 +172,6 @@ func makeOverlay(base, over string, size int64) error {
 	}
 	defer o.Close()
 	return volume.Create(o, volume.CreateOptions{Size: size, Parent: info.ID})
-}
-
-// start runs the server of target k and waits for its socket.
-func (t *targets) start(ctx context.Context, k int, socket, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	os.Remove(t.path(socket))
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	t.procs[k], t.list[k].pid = cmd, cmd.Process.Pid
-	for range 500 {
-		if _, err := os.Stat(t.path(socket)); err == nil {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return fmt.Errorf("%s did not make its socket", name)
-}
-
-func (t *targets) stop(k int) {
-	if p := t.procs[k]; p != nil {
-		p.Process.Signal(syscall.SIGTERM)
-		p.Wait()
-		delete(t.procs, k)
-	}
-}
-
-func (t *targets) tearDown() {
-	for k := range t.list {
-		t.stop(k)
-	}
-}
-
-// cpuTime is what a process has used so far, in ticks of 10 ms.
-func cpuTime(pid int) time.Duration {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(b)[strings.LastIndexByte(string(b), ')')+1:])
-	u, _ := strconv.Atoi(f[11])
-	s, _ := strconv.Atoi(f[12])
-	return time.Duration(u+s) * 10 * time.Millisecond
 }
 
 func load() string {

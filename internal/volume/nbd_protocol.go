@@ -91,8 +91,8 @@ const (
 	maxExtents     = 4096     // in one BLOCK_STATUS reply
 	maxInFlight    = 16       // requests of one connection that wait for the host's disk
 	pieceSize      = 256 << 10
-	sendfileMin    = 32 << 10 // bytes from which sendfile is cheaper than a copy
-	socketBuffer   = 1 << 20
+	sendfileMin    = 64 << 10 // bytes from which sendfile is cheaper than a copy
+	socketBuffer   = 4 << 20
 	readBufferSize = pieceSize + 2*BlockSize
 )
 
