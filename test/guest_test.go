@@ -3,6 +3,7 @@ package test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,6 +21,7 @@ type guest struct {
 	name string
 	line *line
 	asks int
+	qemu int // its pid, where a test has noted it
 }
 
 // run makes a machine of the image tiny and waits for its shell.
@@ -162,11 +164,18 @@ func (g *guest) ask(command string, deadline time.Time) (string, int, error) {
 			again = time.After(time.Hour) // it was heard
 			if out, rest, ended := strings.Cut(after, end); ended {
 				if status, _, whole := strings.Cut(rest, "e"); whole {
-					return strings.TrimSpace(strings.ReplaceAll(out, "\r", "")), number(status), nil
+					return plain(out), number(status), nil
 				}
 			}
 		}
 	}
+}
+
+// plain takes carriage returns out of what came, and the lines that a test lets the guest print all the time.
+func plain(s string) string {
+	lines := strings.Split(strings.ReplaceAll(s, "\r", ""), "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool { return ticks.MatchString(l) && ticks.FindString(l) == l })
+	return strings.TrimSpace(strings.Join(lines, "\n"))
 }
 
 func number(s string) int {

@@ -31,8 +31,13 @@ type host struct {
 	client  *api.Client
 	user    *syscall.Credential // nil: the user who runs the tests
 	env     []string            // for the daemon and commands, beside the test's own
-	daemon  *exec.Cmd
-	ended   chan struct{}
+	*served
+}
+
+// served is the daemon that runs, if one does. Subtests share it.
+type served struct {
+	daemon *exec.Cmd
+	ended  chan struct{}
 }
 
 // newHost makes a state directory with the images in it, and sees that nothing of it is left at the test's end.
@@ -54,7 +59,7 @@ func hostOn(t *testing.T, dir string, user *syscall.Credential) *host {
 	if user != nil {
 		uid = int(user.Uid)
 	}
-	h := &host{t: t, state: stateDir{dir, uid}, program: program, client: api.Dial(dir), user: user}
+	h := &host{t: t, state: stateDir{dir, uid}, program: program, client: api.Dial(dir), user: user, served: &served{}}
 	remember(h.state)
 	t.Cleanup(h.close)
 	return h
@@ -365,3 +370,20 @@ func (h *host) untilEvent(name, kind string, most time.Duration, meant func(even
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+func copyFile(from, to string, mode os.FileMode) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		out.Close()
+		return err
+	}
+	return out.Close()
+}

@@ -201,18 +201,23 @@ func vcpuSchedstat(pid int) []*os.File {
 	return files
 }
 
-// openMapped opens a file that a process has mapped and whose name may be gone.
+// openMapped opens a file that a process has mapped and whose name may be gone: QEMU keeps a descriptor of its memory's.
+// What else the process has open is not touched.
 func openMapped(pid int, path string) (*os.File, error) {
-	dir := fmt.Sprintf("/proc/%d/map_files", pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("memory of QEMU: %w", err)
-	}
-	for _, e := range entries {
-		name := filepath.Join(dir, e.Name())
-		if target, err := os.Readlink(name); err == nil && strings.TrimSuffix(target, " (deleted)") == path {
-			return os.Open(name)
+	for _, dir := range []string{"fd", "map_files"} {
+		dir = fmt.Sprintf("/proc/%d/%s", pid, dir)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			name := filepath.Join(dir, e.Name())
+			if target, err := os.Readlink(name); err == nil && strings.TrimSuffix(target, " (deleted)") == path {
+				if f, err := os.Open(name); err == nil {
+					return f, nil
+				}
+			}
 		}
 	}
-	return nil, fmt.Errorf("memory of QEMU: %s is not mapped: %w", path, fs.ErrNotExist)
+	return nil, fmt.Errorf("memory of QEMU: %s is not open to this user: %w", path, fs.ErrNotExist)
 }

@@ -61,13 +61,13 @@ func (d *Daemon) serve(back *undo) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: mux, Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
+	server := &http.Server{Handler: attentive(mux), ErrorLog: log.New(io.Discard, "", 0), // a client's mistakes are his Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 64, SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, callerKey{}, peer(c))
+			return context.WithValue(context.WithValue(ctx, callerKey{}, peer(c)), clientKey{}, c)
 		},
 		BaseContext: func(net.Listener) context.Context { return d.ctx }}
-	go server.Serve(&limited{Listener: l})
+	go server.Serve(&limited{Listener: l, open: map[*client]bool{}})
 	back.push(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
@@ -79,42 +79,9 @@ func (d *Daemon) serve(back *undo) error {
 	return nil
 }
 
-// limited bounds the connections that are open at one time: more are closed at once.
-type limited struct {
-	net.Listener
-	open atomic.Int32
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if l.open.Add(1) <= maxConnections {
-			return &counted{Conn: c, open: &l.open}, nil
-		}
-		l.open.Add(-1)
-		c.Close()
-	}
-}
-
-type counted struct {
-	net.Conn
-	open   *atomic.Int32
-	closed atomic.Bool
-}
-
-func (c *counted) Close() error {
-	if c.closed.CompareAndSwap(false, true) {
-		c.open.Add(-1)
-	}
-	return c.Conn.Close()
-}
-
 func peer(c net.Conn) caller {
-	if counted, ok := c.(*counted); ok {
-		c = counted.Conn
+	if client, ok := c.(*client); ok {
+		c = client.Conn
 	}
 	who := caller{-1, -1}
 	sock, ok := c.(*net.UnixConn)
@@ -154,13 +121,32 @@ func (a access) note(ctx context.Context, procedure string, message any, err err
 	if machine != "" {
 		fields["subject"] = machine
 	}
+	problem := ""
 	if err != nil {
-		fields["error"] = event.Text([]byte(api.Message(err)))
+		problem = event.Text([]byte(api.Message(err)))
+		fields["error"] = problem
 	}
 	if _, merr := a.d.machine(machine); merr != nil {
 		machine = ""
 	}
-	a.d.bus.emit(machine, event.AccessCall, fields)
+	if !onlyAsks(procedure) {
+		a.d.bus.emit(machine, event.AccessCall, fields)
+		return
+	}
+	alike := strings.Join([]string{procedure, strconv.Itoa(who.uid), machine, problem}, " ")
+	a.d.asked.Emit(event.Alike{Sort: alike, Sum: []string{"count"}}, event.Event{Machine: machine, Kind: event.AccessCall, Fields: fields})
+}
+
+// onlyAsks tells calls that change nothing: a program may repeat them as often as it likes.
+func onlyAsks(procedure string) bool {
+	switch procedure {
+	case vigiav1connect.MachinesListProcedure, vigiav1connect.MachinesShowProcedure, vigiav1connect.MachinesConsoleLogProcedure,
+		vigiav1connect.ViewsProcessesProcedure, vigiav1connect.ViewsModulesProcedure, vigiav1connect.ImagesListProcedure,
+		vigiav1connect.EventsListProcedure, vigiav1connect.PolicyListProcedure, vigiav1connect.LedgerHeadProcedure,
+		vigiav1connect.DaemonInfoProcedure:
+		return true
+	}
+	return false
 }
 
 // WrapUnary notes a call once it is answered and gives its error the code that clients act on.
@@ -200,6 +186,7 @@ type notedStream struct {
 func (s *notedStream) Receive(message any) error {
 	err := s.StreamingHandlerConn.Receive(message)
 	if err == nil && s.first == nil {
+		arrived(s.ctx)
 		s.first = message
 		s.access.note(s.ctx, s.Spec().Procedure, message, nil)
 	}

@@ -108,7 +108,12 @@ func (d *Daemon) joinWorker(ctx context.Context, m *machine, name string, proc *
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	w := &worker{name: name, machine: m.rec.Spec.Name, proc: proc, greeted: make(chan struct{}), ackWake: make(chan struct{}, 1)}
-	w.conn = link.New(sock, func(ctx context.Context, r link.Request) (link.Response, error) { return d.fromWorker(w, r) })
+	joined := make(chan struct{})
+	w.conn = link.New(sock, func(_ context.Context, r link.Request) (link.Response, error) {
+		<-joined // a worker that has lived for a while speaks at once
+		return d.fromWorker(w, r)
+	})
+	close(joined)
 	if _, err := w.conn.Call(ctx, link.CallHello, nil, &w.hello); err != nil {
 		w.conn.Close()
 		return nil, fmt.Errorf("%s: %w", name, err)
