@@ -60,6 +60,7 @@ type Daemon struct {
 	ledger      *ledger.Log
 	images      *image.Store
 	bus         *bus
+	asked       *event.Flood // calls that change nothing
 	groups      *jail.Tree
 	qemu        string // the program
 	accelerator string
@@ -201,6 +202,7 @@ func (d *Daemon) openLedger(back *undo) error {
 	d.ledger = l
 	d.bus = newBus(hex.EncodeToString(b[:]), d.log)
 	d.bus.decide = d.decided
+	d.asked = event.NewFlood("daemon", func(e event.Event) { d.bus.emit(e.Machine, e.Kind, e.Fields) })
 	if err := d.bus.recall(d.ctx, l); err != nil {
 		l.Close(d.ctx)
 		return fmt.Errorf("ledger: %w", err)
@@ -222,6 +224,7 @@ func (d *Daemon) openLedger(back *undo) error {
 	unclean := d.files.markRunning()
 	d.bus.emit("", event.VigiaStarted, event.Fields{"version": d.opts.Version, "unclean": unclean})
 	back.push(func() {
+		d.asked.Flush()
 		d.bus.emit("", event.VigiaStopped, nil)
 		for i := 0; i < 100 && !d.bus.settled(); i++ {
 			time.Sleep(50 * time.Millisecond)

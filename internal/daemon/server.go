@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"os"
-	"sync/atomic"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,7 +64,8 @@ func (d *Daemon) serve(back *undo) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: attentive(mux), ErrorLog: log.New(io.Discard, "", 0), // a client's mistakes are his Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
+	server := &http.Server{Handler: attentive(mux), Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
+		ErrorLog: log.New(io.Discard, "", 0), // a client's mistakes are his
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 64, SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(context.WithValue(ctx, callerKey{}, peer(c)), clientKey{}, c)
