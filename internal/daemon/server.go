@@ -66,7 +66,7 @@ func (d *Daemon) serve(back *undo) error {
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{Handler: attentive(mux), Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
 		ErrorLog: log.New(io.Discard, "", 0), // a client's mistakes are his
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 64, SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second},
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 64, SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(context.WithValue(ctx, callerKey{}, peer(c)), clientKey{}, c)
 		},
