@@ -75,6 +75,10 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	defer log.Close()
+	most, err := d.largest(m, name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	group, err := d.group(m, name, workerLimits)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -82,7 +86,7 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 	ctx, cancel := context.WithTimeout(ctx, workerStart)
 	defer cancel()
 	proc, err := jail.Worker{Profile: profile, Tag: d.tag(m, name), Args: []string{name}, Files: []*os.File{control}, Stderr: log, Stdout: log,
-		User: m.user(name), Group: group}.Start(ctx)
+		User: m.user(name), Group: group, MaxFile: most}.Start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -94,6 +98,19 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 		return nil, err
 	}
 	return w, nil
+}
+
+// largest is the size that no file of a worker may exceed: a log's, and for the guard the overlay's, which has its full
+// size from the beginning. A worker that was taken over fills no more of the host's disk than its machine's own.
+func (d *Daemon) largest(m *machine, name string) (uint64, error) {
+	if name != "guard" {
+		return logMost, nil
+	}
+	info, err := os.Stat(d.files.overlay(m.id()))
+	if err != nil {
+		return 0, err
+	}
+	return uint64(info.Size()) + logMost, nil
 }
 
 // joinWorker connects to a worker that runs: one just started, or one that an earlier daemon left.

@@ -69,6 +69,9 @@ func compareWalls(t *testing.T, name string, p jail.Profile, o jail.Observation,
 			}
 		}
 	}
+	if most := o.Limits["Max file size"]; most > 4<<30 {
+		t.Errorf("%s may write files of %d bytes", name, most)
+	}
 	want := []string{"ipc", "mnt", "pid", "uts", "cgroup"}
 	if p.Name != "gate" {
 		want = append(want, "net")
