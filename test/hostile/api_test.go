@@ -59,6 +59,7 @@ type abuse struct {
 
 // TestAPIPatience has clients that take their time.
 func TestAPIPatience(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	abuseAll(t, abuse{"silent", silent}, abuse{"half", half}, abuse{"slow-body", slowBody})
 }
 

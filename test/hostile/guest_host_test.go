@@ -43,7 +43,7 @@ func tinyImages(t *testing.T) string {
 	t.Helper()
 	built := os.Getenv("VIGIA_TEST_STATE")
 	if built == "" {
-		built, _ = filepath.Abs("../../.cache/test")
+		built, _ = filepath.Abs("../../.cache/test/image")
 	}
 	if _, err := os.Stat(filepath.Join(built, "images", "names", "tiny")); err != nil {
 		t.Skip("no tiny image: script/test builds one, or name a state that has it by VIGIA_TEST_STATE")

@@ -38,7 +38,15 @@ func runTests(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	os.Chmod(dir, 0o755) // a machine's own user executes what lies here
 	vigia, stubDir = filepath.Join(dir, "vigia"), filepath.Join(dir, "bin")
-	for out, pkg := range map[string]string{vigia: "vigia/cmd/vigia", filepath.Join(stubDir, "qemu-system-x86_64"): "./testdata/stub"} {
+	programs := map[string]string{vigia: "vigia/cmd/vigia", filepath.Join(stubDir, "qemu-system-x86_64"): "./testdata/stub"}
+	if built := os.Getenv("VIGIA_TEST_PROGRAM"); built != "" {
+		delete(programs, vigia)
+		if err := errors.Join(copyFile(built, vigia), os.Chmod(vigia, 0o755)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	for out, pkg := range programs {
 		build := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := build.CombinedOutput(); err != nil {
@@ -161,6 +169,11 @@ func (h *host) sweep() {
 	left, _ := filepath.Glob("/dev/shm/vigia-*-" + stateHash(h.state) + "/*")
 	if len(left) > 0 {
 		h.t.Errorf("left behind: %v", left)
+	}
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/*/vigia-*-" + stateHash(h.state) + "/*")
+	nested, _ := filepath.Glob("/sys/fs/cgroup/*/vigia-*-" + stateHash(h.state) + "/*/cgroup.procs")
+	for _, g := range append(groups, nested...) {
+		h.t.Errorf("left behind: %s", g)
 	}
 	dirs, _ := filepath.Glob("/dev/shm/vigia-*-" + stateHash(h.state))
 	for _, d := range append(dirs, h.state) {

@@ -42,6 +42,7 @@ func TestHostileDisk(t *testing.T) {
 
 // TestHostileMonitor has QEMU lie on its monitor.
 func TestHostileMonitor(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	attackAll(t, attack{name: "qmp-endless"}, attack{name: "qmp-garbage"}, attack{name: "qmp-answers"}, attack{name: "qmp-nesting"},
 		attack{name: "qmp-deaf", use: (*host).press}, attack{name: "qmp-resets", told: []string{"machine.rebooted"}})
 }
