@@ -19,6 +19,8 @@ type benchCase struct {
 	after   bool    // on the overlay as the case before left it, not on a new one
 }
 
+func (c benchCase) write() bool { return c.args[0] == "-w" }
+
 // A step of 251 blocks goes through the disk without meeting itself for long: qemu-img bench has no random mode.
 const scatter = "1028096"
 

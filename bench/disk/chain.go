@@ -30,7 +30,7 @@ func (t *targets) chain(ctx context.Context, rounds, scale int) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := settle(append(layers, flat)...); err != nil {
+	if err := settle(true, append(layers, flat)...); err != nil {
 		return nil, err
 	}
 	var list []target

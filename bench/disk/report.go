@@ -59,8 +59,8 @@ func printRatios(rows []row, layers []row, clone []time.Duration) {
 		if r.floor > 0 {
 			asked = verdict(x, r.floor, x >= r.floor)
 		}
-		if top < r.floor {
-			asked += ", and out of reach of any server"
+		if x < r.floor && top < r.floor {
+			asked += ", by the socket alone too"
 		}
 		fmt.Printf("%-32s %5.2f of QEMU's raw file driver (%s); the socket alone %.2f\n", r.name, x, asked, top)
 	}

@@ -109,7 +109,8 @@ func (t *targets) tearDown() {
 	}
 }
 
-// prepare gives vigia a new overlay, unless the case goes on with the last one, and settles all files.
+// prepare gives vigia a new overlay, unless the case goes on with the last one, and settles all files. For
+// a case that writes, its own first round fills the caches, of the raw file as of the overlay.
 func (t *targets) prepare(ctx context.Context, c benchCase) error {
 	if !c.after || t.list[ours].server == nil {
 		t.list[ours].stop()
@@ -123,7 +124,10 @@ func (t *targets) prepare(ctx context.Context, c benchCase) error {
 			return err
 		}
 	}
-	return settle(t.path("raw"), t.path("nbd"), t.path("base"), t.path("overlay"))
+	if err := settle(true, t.path("base")); err != nil {
+		return err
+	}
+	return settle(!c.write(), t.path("raw"), t.path("nbd"), t.path("overlay"))
 }
 
 func writeRandom(name string, size int64) error {
