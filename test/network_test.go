@@ -90,7 +90,7 @@ func netLoopback(g *guest) {
 			g.t.Errorf("by default the guest reaches a service on the host's loopback by %s", addr)
 		}
 	}
-	g.must("rules", "one", "allow out tcp 10.77.0.1:"+port)
+	g.must("rules", "one", "allow out tcp 127.0.0.1:"+port)
 	if !g.connects("10.77.0.1", port) {
 		g.t.Error("a rule allows the host's service, and the guest does not reach it")
 	}
@@ -105,7 +105,7 @@ func netLoopback(g *guest) {
 
 func netRules(g *guest) {
 	port := hostService(g.t)
-	g.must("rules", "one", "deny out tcp any:"+port, "allow out tcp 10.77.0.1")
+	g.must("rules", "one", "deny out tcp any:"+port, "allow out tcp 127.0.0.1")
 	if g.connects("10.77.0.1", port) {
 		g.t.Error("the first rule that matches does not decide")
 	}
@@ -130,7 +130,7 @@ func netRules(g *guest) {
 
 func netFlows(g *guest) {
 	port := hostService(g.t)
-	g.must("rules", "one", "allow out tcp 10.77.0.1:"+port)
+	g.must("rules", "one", "allow out tcp 127.0.0.1:"+port)
 	file := filepath.Join(g.t.TempDir(), "one.pcapng")
 	capture := g.command("capture", "one", "-w", file)
 	if err := capture.Start(); err != nil {

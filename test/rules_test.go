@@ -79,6 +79,7 @@ func TestRules(t *testing.T) {
 	if out := h.must("policy", "ls"); !strings.Contains(out, "secret-read") {
 		t.Errorf("after a wrong reload:\n%s", out)
 	}
+	write(ownRules)
 	ledgerFindsTampering(h)
 }
 
