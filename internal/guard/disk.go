@@ -69,7 +69,7 @@ func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, e
 	if err := d.watch(watch); err != nil {
 		d.say("files are not named: " + err.Error())
 	}
-	go volume.Serve(context.Background(), l, d.vol, volume.ServeOptions{Name: machine.NBDExport})
+	go volume.Serve(context.Background(), l, d.vol, volume.ServeOptions{Name: machine.NBDExport, Simple: true})
 	go d.count()
 	return d, nil
 }
