@@ -168,7 +168,13 @@ func frames(n *network.Network, files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	go n.Attach(card)
+	go func() {
+		if err := n.Attach(card); errors.Is(err, network.ErrFraming) {
+			// QEMU is out of step and this connection lost: another gate makes a new one.
+			fmt.Fprintf(os.Stderr, "vigia gate: %v\n", err)
+			os.Exit(1)
+		}
+	}()
 	return nil
 }
 

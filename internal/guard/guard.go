@@ -219,6 +219,23 @@ func (g *Guard) connectMonitor(c net.Conn) {
 	g.monitor, g.monitorErr = m, err
 	g.mu.Unlock()
 	close(g.monitorUp)
+	if err != nil {
+		return
+	}
+	<-m.Done()
+	if err := m.Broken(); err != nil {
+		g.giveUp(err)
+	}
+}
+
+// giveUp ends a guard whose QEMU does not keep to its protocol, once its events are delivered. The daemon puts another in
+// its place; a QEMU that goes on like that is ended.
+func (g *Guard) giveUp(why error) {
+	ctx, cancel := context.WithTimeout(g.ctx, 2*time.Second)
+	defer cancel()
+	g.out.Drained(ctx)
+	fmt.Fprintf(os.Stderr, "vigia guard: %v\n", why)
+	os.Exit(1)
 }
 
 // monitored emits what the monitor tells; a guest may reboot as often as it likes.

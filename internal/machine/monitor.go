@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"sync"
 
@@ -109,6 +110,14 @@ func (m *Monitor) Ending() Ending {
 
 // Done is closed when QEMU's side of the connection is gone and its last word is read.
 func (m *Monitor) Done() <-chan struct{} { return m.done }
+
+// Broken says how QEMU broke the protocol, once Done is closed; nil where it only hung up.
+func (m *Monitor) Broken() error {
+	if err := m.client.Err(); errors.Is(err, qmp.ErrProtocol) {
+		return err
+	}
+	return nil
+}
 
 // Continue lets the guest run; Pause stops it between two instructions.
 func (m *Monitor) Continue(ctx context.Context) error { return m.client.Run(ctx, "cont", nil, nil) }

@@ -231,6 +231,9 @@ func readLine(in *bufio.Reader, limit int) ([]byte, error) {
 	}
 }
 
+// Err says why the connection ended; nil while it lives.
+func (c *Client) Err() error { return c.reason() }
+
 func (c *Client) reason() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
