@@ -77,7 +77,7 @@ func (s stateDir) processes() (found []string) {
 		if len(cmdline) == 0 {
 			continue // a zombie, or gone
 		}
-		if bytes.Contains(environ, []byte("VIGIA_TAG="+s.tag()+"/")) || bytes.Contains(cmdline, []byte(s.path)) {
+		if bytes.Contains(environ, []byte("VIGIA_TAG="+s.tag()+"/")) || bytes.Contains(environ, []byte("VIGIA_STATE="+s.path+"\x00")) || bytes.Contains(cmdline, []byte(s.path)) {
 			found = append(found, fmt.Sprintf("process %d: %.200q", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 		}
 	}
@@ -122,16 +122,16 @@ func (s stateDir) groups() (found []string) {
 }
 
 // wantNothingLeft fails a test whose daemon has left something behind. What ends by itself gets some seconds to do so.
-func wantNothingLeft(t *testing.T, s stateDir) {
+func wantNothingLeft(t *testing.T, s stateDir) bool {
 	t.Helper()
 	var left []string
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 		if left = leftovers([]stateDir{s}); len(left) == 0 {
-			return
+			return true
 		}
 		if time.Now().After(deadline) {
 			t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-			return
+			return false
 		}
 	}
 }

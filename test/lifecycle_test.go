@@ -249,7 +249,7 @@ func lifeStopStart(g *guest) {
 
 // lifeForced stops a guest whose power button does nothing, and that has no agent listening.
 func lifeForced(g *guest) {
-	g.sh("busybox killall head qemu-ga; true")
+	g.deaf()
 	before := time.Now()
 	g.must("stop", "one", "--timeout", "3s")
 	if took := time.Since(before); took < 3*time.Second || took > 30*time.Second {

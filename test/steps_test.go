@@ -134,7 +134,7 @@ func (h *host) only() {
 		}
 	}
 	var got []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(4 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		got = h.state.processes()
 		if h.user == nil { // /proc/PID/cmdline of a jailed QEMU shows its stage too: each is counted once by its pid
 			if len(got) == want {
@@ -197,7 +197,7 @@ func TestLeavingCallers(t *testing.T) {
 		}
 	}
 	g := h.run("one", "--net", "off")
-	g.sh("busybox killall head qemu-ga; true") // it does not hear its button
+	g.deaf() // it does not hear its button
 	cmd := h.command("stop", "one", "--timeout", "4s")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestLeavingCallers(t *testing.T) {
 	// A forced stop does not wait for a graceful one, and gives a start up.
 	h.must("start", "one")
 	g.hangUp()
-	g.sh("busybox killall head qemu-ga; true")
+	g.deaf()
 	slow := h.command("stop", "one", "--timeout", "10m")
 	if err := slow.Start(); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -139,6 +140,9 @@ func (d *Daemon) sweepUnknown() error {
 // sweepDir removes the entries that are named after a machine which is not to be kept.
 func sweepDir(dir string, keep map[string]bool) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) { // somebody tidied up /dev/shm
+		return nil
+	}
 	if err != nil {
 		return err
 	}

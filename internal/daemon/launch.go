@@ -169,6 +169,9 @@ func cause(err error) error {
 // makeRAM makes the file that is the guest's memory. Its name is removed once QEMU has it: a crash leaves none behind.
 func (l *launch) makeRAM(context.Context) error {
 	size := l.rec.Spec.Memory
+	if err := l.d.files.prepareRAM(); err != nil { // again: whoever tidies /dev/shm up removes an empty directory
+		return err
+	}
 	if free, err := freeBytes(l.d.files.ram); err == nil && free < size {
 		return fmt.Errorf("memory %s: only %d MiB are free in /dev/shm: use less, stop another machine, or enlarge it (mount -o remount,size=… /dev/shm)", vm.FormatSize(size), free>>20)
 	}

@@ -83,7 +83,12 @@ func Run(ctx context.Context, c Command) error {
 	cmd.Dir, cmd.ExtraFiles = c.Dir, c.Files
 	cmd.Stdout, cmd.Stderr = c.Stdout, c.Stderr
 	cmd.WaitDelay = time.Second
+	// As root mmdebstrap mounts the host's /sys, /proc and /dev/shm into the root that it builds. In a mount namespace of
+	// its own the mounts go with the last of its processes, however that ends.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if os.Geteuid() == 0 && mayUnshare() {
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // Go makes it private
+	}
 	life, line, err := os.Pipe()
 	if err != nil {
 		return err
@@ -115,6 +120,13 @@ func Run(ctx context.Context, c Command) error {
 	syscall.Kill(group, syscall.SIGKILL)
 	return context.Cause(ctx)
 }
+
+// mayUnshare tries whether root here is one who may have a mount namespace; in a container it may not be.
+var mayUnshare = sync.OnceValue(func() bool {
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	return cmd.Run() == nil
+})
 
 // findTool finds a program, also where an ordinary user's PATH does not look.
 func findTool(name, pkg string) (string, error) {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -72,6 +74,9 @@ func removeTree(dir string) error {
 				continue
 			}
 		}
+		if err = unmountBelow(dir); err != nil {
+			continue
+		}
 		if err = os.RemoveAll(dir); err == nil {
 			return nil
 		}
@@ -79,9 +84,45 @@ func removeTree(dir string) error {
 	return err
 }
 
+// unmountBelow detaches what is mounted below a directory that is about to be deleted. A build that was killed may have
+// left the host's own /dev/shm there: to delete through it would empty that. What can't be detached keeps the directory.
+func unmountBelow(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var points []string
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		point := mountEscapes.Replace(fields[4])
+		if point == dir || strings.HasPrefix(point, dir+"/") {
+			points = append(points, point)
+		}
+	}
+	for _, point := range slices.Backward(points) { // the latest first: it may lie on an earlier one
+		if err := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("%s is still mounted: %w", point, err)
+		}
+	}
+	return nil
+}
+
+// mountEscapes are those of proc_pid_mountinfo(5).
+var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
 // removeScratch deletes what mmdebstrap leaves when it is killed. It belongs to the subordinate users of this one:
 // only their namespace can delete it.
 func removeScratch(dir string) error {
+	if err := unmountBelow(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := os.RemoveAll(dir); !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
