@@ -73,7 +73,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		}
 	})
 	t.Logf("found: %v", states)
-	h.must("stop", "one", "--force")
+	h.vigia("stop", "one", "--force") // if it runs
 	h.must("start", "one")
 	h.guest("one").ready()
 	r := h.vigia("ledger", "verify")
