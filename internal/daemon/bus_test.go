@@ -4,128 +4,120 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"vigia/internal/event"
 	"vigia/internal/ledger"
-	"vigia/internal/policy"
 )
 
-const pausedRule = `id: paused
-title: A machine was paused
-severity: low
-every: 1ms
-on: machine.paused
-respond: [alert]
-`
+var silent = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-func rules(t *testing.T, text string) []policy.Rule {
-	t.Helper()
-	rules, err := policy.Parse("test.yaml", []byte(text), Responses)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rules
-}
-
-// station is a bus with a ledger in a directory of its own, as a daemon has it.
-type station struct {
-	*bus
-	log     *ledger.Log
-	decided []policy.Decision
-	stop    func()
-}
-
-func newStation(t *testing.T, dir, source string, rs []policy.Rule) (*station, []policy.Decision) {
+func openLedger(t *testing.T, dir string) *ledger.Log {
 	t.Helper()
 	l, err := ledger.Open(t.Context(), dir, ledger.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &station{bus: newBus(source, slog.New(slog.DiscardHandler)), log: l}
-	s.decide = func(d policy.Decision) { s.decided = append(s.decided, d) }
-	if err := s.recall(t.Context(), l); err != nil {
-		t.Fatal(err)
-	}
-	untold, err := s.rebuild(t.Context(), l, rs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return l
+}
+
+// writing runs the bus's writer until the test calls stop.
+func writing(t *testing.T, b *bus, l *ledger.Log) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
-		s.write(ctx, l)
+		b.write(ctx, l)
 		close(done)
 	}()
-	var once sync.Once
-	s.stop = func() {
-		once.Do(func() {
-			cancel()
-			<-done
-			l.Close(context.Background())
-		})
-	}
-	t.Cleanup(s.stop)
-	return s, untold
-}
-
-// settle waits until everything taken is in the ledger.
-func (s *station) settle(t *testing.T) {
-	t.Helper()
-	for range 1000 {
-		if s.settled() {
-			return
+	return func() {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !b.settled(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("events are not written")
+			}
 		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Fatal("the ledger does not take what the bus has")
-}
-
-// noon is near now, since decisions of long ago are not taken up again.
-var noon = time.Now().UTC().Truncate(time.Second).Add(-time.Minute)
-
-// batch is what a worker sends: n pauses of the machine, numbered from first on.
-func batch(t *testing.T, source string, first uint64, n int) (out []json.RawMessage) {
-	t.Helper()
-	for i := range n {
-		e := event.Event{ID: event.MakeID(source, first+uint64(i)), Machine: "web", Time: noon.Add(time.Duration(first+uint64(i)) * time.Second), Kind: event.MachinePaused}
-		b, err := e.Marshal()
-		if err != nil {
+		cancel()
+		<-done
+		if err := l.Close(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, b)
 	}
-	return out
 }
 
-// acks collects acknowledgements, which come from other goroutines.
-type acks struct {
-	mu   sync.Mutex
-	seqs []uint64
-}
-
-func (a *acks) ack(seq uint64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.seqs = append(a.seqs, seq)
-}
-
-func (a *acks) highest() (most uint64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, s := range a.seqs {
-		most = max(most, s)
+func line(source string, seq uint64, machine string) json.RawMessage {
+	e := event.Event{ID: event.MakeID(source, seq), Machine: machine, Time: time.Now().UTC(), Kind: event.ConsoleLine, Fields: event.Fields{"line": fmt.Sprint(seq)}}
+	b, err := e.Marshal()
+	if err != nil {
+		panic(err)
 	}
-	return most
+	return b
 }
 
-func (s *station) ids(t *testing.T) map[string]int {
+type acked struct {
+	sync.Mutex
+	seq uint64
+}
+
+func (a *acked) ack(seq uint64) {
+	a.Lock()
+	defer a.Unlock()
+	a.seq = max(a.seq, seq)
+}
+
+func (a *acked) wait(t *testing.T, want uint64) {
 	t.Helper()
-	out := map[string]int{}
-	for entry, err := range s.log.Read(t.Context(), 0, s.log.Head().Size) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		a.Lock()
+		got := a.seq
+		a.Unlock()
+		if got == want {
+			return
+		}
+		if got > want || time.Now().After(deadline) {
+			t.Fatalf("acknowledged up to %d, want %d", got, want)
+		}
+	}
+}
+
+const worker1 = "00112233445566aa"
+
+// TestEventsComeTwice gives the same events to one daemon again and again, and to the next: each is in the ledger once, and
+// acknowledged each time.
+func TestEventsComeTwice(t *testing.T) {
+	dir := t.TempDir()
+	var batch []json.RawMessage
+	for seq := range uint64(300) {
+		batch = append(batch, line(worker1, seq+1, "web"))
+	}
+	for life := range 3 {
+		l := openLedger(t, dir)
+		b := newBus(fmt.Sprintf("%016x", life), silent)
+		if err := b.recall(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+		stop := writing(t, b, l)
+		var wg sync.WaitGroup
+		for range 3 { // as a worker does whose connection was lost
+			var a acked
+			wg.Go(func() {
+				if err := b.deliver("web", worker1, batch[:100*(life+1)], a.ack); err != nil {
+					t.Error(err)
+				}
+			})
+			wg.Wait()
+			a.wait(t, uint64(100*(life+1)))
+		}
+		stop()
+	}
+	l := openLedger(t, dir)
+	defer l.Close(t.Context())
+	var seen []string
+	for entry, err := range l.Read(t.Context(), 0, l.Head().Size) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,119 +125,70 @@ func (s *station) ids(t *testing.T) map[string]int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out[e.ID]++
+		seen = append(seen, e.ID)
 	}
-	return out
-}
-
-// TestEventsOfADeadDaemonComeOnce: a worker gives again what its daemon did not acknowledge. The ledger has each event
-// once, and the rules see each once.
-func TestEventsOfADeadDaemonComeOnce(t *testing.T) {
-	dir := t.TempDir()
-	first, _ := newStation(t, dir, "d1", rules(t, pausedRule))
-	var a acks
-	if err := first.deliver("web", "w", batch(t, "w", 1, 5), a.ack); err != nil {
-		t.Fatal(err)
-	}
-	first.settle(t)
-	if a.highest() != 5 {
-		t.Errorf("acknowledged up to %d of 5", a.highest())
-	}
-	first.stop() // it dies before the worker hears of it
-
-	second, _ := newStation(t, dir, "d2", rules(t, pausedRule))
-	var again acks
-	if err := second.deliver("web", "w", batch(t, "w", 3, 5), again.ack); err != nil {
-		t.Fatal(err)
-	}
-	second.settle(t)
-	time.Sleep(20 * time.Millisecond) // acknowledgements of known events are sent beside
-	if again.highest() != 7 {
-		t.Errorf("acknowledged up to %d of 7", again.highest())
-	}
-	ids := second.ids(t)
-	for i := uint64(1); i <= 7; i++ {
-		if n := ids[event.MakeID("w", i)]; n != 1 {
-			t.Errorf("event %d is in the ledger %d times", i, n)
-		}
-	}
-	if len(second.decided) != 2 {
-		t.Errorf("the rules saw %d new events, want 2", len(second.decided))
+	if len(seen) != 300 || len(slices.Compact(slices.Sorted(slices.Values(seen)))) != 300 {
+		t.Errorf("%d entries, %d of them different; want 300", len(seen), len(slices.Compact(slices.Sorted(slices.Values(seen)))))
 	}
 }
 
-// TestAWorkerSpeaksForItsOwnMachineOnly: one that its guest took over forges events of another, or of another source.
-func TestAWorkerSpeaksForItsOwnMachineOnly(t *testing.T) {
-	s, _ := newStation(t, t.TempDir(), "d", nil)
-	for name, try := range map[string]error{
-		"another machine": s.deliver("db", "w", batch(t, "w", 1, 1), func(uint64) {}),
-		"another source":  s.deliver("web", "v", batch(t, "w", 1, 1), func(uint64) {}),
-		"no event":        s.deliver("web", "w", []json.RawMessage{[]byte(`{"kind":"machine.exploded"}`)}, func(uint64) {}),
-		"a huge one":      s.deliver("web", "w", []json.RawMessage{fmt.Appendf(nil, `{"id":%q}`, make([]byte, event.MaxEvent))}, func(uint64) {}),
+// TestForeignEvents are what a worker that was taken over may send: for another machine, under another's id, nonsense.
+func TestForeignEvents(t *testing.T) {
+	b := newBus("ffffffffffffffff", silent)
+	for name, raw := range map[string]json.RawMessage{
+		"another machine": line(worker1, 1, "db"),
+		"another source":  line("0000000000000000", 1, "web"),
+		"nonsense":        json.RawMessage(`{"id":7}`),
+		"no JSON":         json.RawMessage(`}`),
 	} {
-		if try == nil {
-			t.Errorf("%s is believed", name)
+		if err := b.deliver("web", worker1, []json.RawMessage{raw}, func(uint64) {}); err == nil {
+			t.Errorf("%s is taken", name)
 		}
 	}
-	s.settle(t)
-	if n := s.log.Head().Size; n != 0 {
-		t.Errorf("%d forged events are in the ledger", n)
+	if !b.settled() {
+		t.Error("something of it waits for the ledger")
 	}
 }
 
-// TestADecisionThatWasNotToldIsNotLost: the daemon died between a rule's last event and its alert.
-func TestADecisionThatWasNotToldIsNotLost(t *testing.T) {
-	dir := t.TempDir()
-	first, _ := newStation(t, dir, "d1", rules(t, pausedRule))
-	if err := first.deliver("web", "w", batch(t, "w", 1, 1), func(uint64) {}); err != nil {
-		t.Fatal(err)
-	}
-	first.settle(t)
-	first.stop()
-
-	second, untold := newStation(t, dir, "d2", rules(t, pausedRule))
-	if len(untold) != 1 || untold[0].Rule != "paused" || untold[0].Machine != "web" {
-		t.Fatalf("untold: %+v", untold)
-	}
-	second.emit("web", event.PolicyAlert, event.Fields{"rule": "paused", "title": "x", "severity": "low", "events": []string{}, "respond": []string{}})
-	second.settle(t)
-	second.stop()
-	if _, untold := newStation(t, dir, "d3", rules(t, pausedRule)); len(untold) != 0 {
-		t.Errorf("told, and told again: %+v", untold)
-	}
-}
-
-// TestAReloadKeepsWhatRulesHaveSeen and acts on nothing that was before it.
-func TestAReloadKeepsWhatRulesHaveSeen(t *testing.T) {
-	twice := "id: twice\ntitle: Paused twice\nseverity: low\nsequence:\n  within: 1h\n  steps:\n    - on: machine.paused\n    - on: machine.resumed\nrespond: [alert]\n"
-	s, _ := newStation(t, t.TempDir(), "d", rules(t, twice))
-	s.emit("web", event.MachinePaused, nil)
-	if err := s.exchange(rules(t, twice+"---\n"+pausedRule)); err != nil {
-		t.Fatal(err)
-	}
-	if len(s.decided) != 0 {
-		t.Errorf("a new rule acted on the past: %+v", s.decided)
-	}
-	s.emit("web", event.MachineResumed, nil)
-	if len(s.decided) != 1 || s.decided[0].Rule != "twice" {
-		t.Errorf("half a sequence was forgotten: %+v", s.decided)
-	}
-}
-
-// TestWhatHasNoRoomIsCounted: the ledger can't be written for long, and a flood comes.
-func TestWhatHasNoRoomIsCounted(t *testing.T) {
-	b := newBus("d", slog.New(slog.DiscardHandler)) // nobody writes
-	for range pendingMax + 10 {
-		b.emit("web", event.MachinePaused, nil)
-	}
-	if n := len(b.waiting()); n != pendingMax {
-		t.Fatalf("%d events wait, the bound is %d", n, pendingMax)
+// TestOverflowIsCounted lets more come than can wait: what has no room is told as a number.
+func TestOverflowIsCounted(t *testing.T) {
+	b := newBus("ffffffffffffffff", silent)
+	const over = 7
+	for seq := range uint64(pendingMax + over) {
+		if err := b.deliver("web", worker1, []json.RawMessage{line(worker1, seq+1, "web")}, func(uint64) {}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	b.written(2)
-	b.emit("web", event.MachineResumed, nil)
-	all := b.waiting()
-	lost, err := event.Unmarshal(all[len(all)-2])
-	if err != nil || lost.Kind != event.EventsLost || lost.Fields["count"] != int64(10) {
-		t.Errorf("after the flood: %+v, %v", lost, err)
+	b.emit("web", event.MachinePaused, event.Fields{"reason": "a test"})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e, err := event.Unmarshal(b.pending[len(b.pending)-2].entry)
+	if err != nil || e.Kind != event.EventsLost || e.Fields["count"] != int64(over) {
+		t.Errorf("%v, %v: want %d lost", e, err, over)
 	}
+	if len(b.pending) > pendingMax {
+		t.Errorf("%d wait", len(b.pending))
+	}
+}
+
+// TestReaders sees that one who follows and does not read is let go, and holds nobody up.
+func TestReaders(t *testing.T) {
+	b := newBus("ffffffffffffffff", silent)
+	slow, quick := b.follow(), b.follow()
+	got := 0
+	for range readerMax + 10 {
+		b.emit("", event.VigiaStopped, nil)
+		<-quick.events
+		got++
+	}
+	n := 0
+	for range slow.events {
+		n++
+	}
+	if n != readerMax || got != readerMax+10 {
+		t.Errorf("the slow one got %d, the quick one %d", n, got)
+	}
+	b.unfollow(quick)
+	b.unfollow(slow)
 }
