@@ -19,7 +19,7 @@ const (
 	logTail     = 8 << 20
 	linesPerSec = 20
 	maxAttached = 8
-	attachQueue = 64 // chunks of up to 4 KiB that an attached person may be behind
+	attachMost  = 1 << 20 // bytes that an attached person may be behind
 )
 
 // console is the machine's serial line: what the guest writes goes to the log, to events, and to whoever is attached.
@@ -38,9 +38,13 @@ type console struct {
 	skipped  int64
 }
 
+// attachment is a person on the line. What the guest writes arrives in crumbs of a few bytes, so what waits for the
+// person is bounded by its size, not by its pieces.
 type attachment struct {
-	conn net.Conn
-	out  chan []byte
+	conn    net.Conn
+	waiting []byte        // guarded by the console's lock, like gone
+	gone    bool          // no more will come
+	wake    chan struct{} // there is something to do
 }
 
 func newConsole(conn net.Conn, log consoleLog, emit func(event.Kind, event.Fields)) *console {
@@ -68,17 +72,27 @@ func (c *console) run() {
 func (c *console) fan(b []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.attached) == 0 {
-		return
-	}
-	b = bytes.Clone(b)
 	for a := range c.attached {
-		select {
-		case a.out <- b:
-		default:
-			delete(c.attached, a)
-			close(a.out)
+		if len(a.waiting)+len(b) > attachMost {
+			c.letGo(a)
+			continue
 		}
+		a.waiting = append(a.waiting, b...)
+		a.poke()
+	}
+}
+
+// letGo ends an attachment once it has what waits for it; the caller holds the lock.
+func (c *console) letGo(a *attachment) {
+	delete(c.attached, a)
+	a.gone = true
+	a.poke()
+}
+
+func (a *attachment) poke() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -124,7 +138,7 @@ func (c *console) emitLine(now time.Time) {
 
 // attach joins a person to the line. The connection is ended when the line is, or when they are too far behind.
 func (c *console) attach(conn net.Conn) error {
-	a := &attachment{conn: conn, out: make(chan []byte, attachQueue)}
+	a := &attachment{conn: conn, wake: make(chan struct{}, 1)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -141,9 +155,13 @@ func (c *console) attach(conn net.Conn) error {
 
 func (c *console) give(a *attachment) {
 	defer a.conn.Close()
-	for b := range a.out {
+	for range a.wake {
+		c.mu.Lock()
+		b, gone := a.waiting, a.gone
+		a.waiting = nil
+		c.mu.Unlock()
 		a.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		if _, err := a.conn.Write(b); err != nil {
+		if _, err := a.conn.Write(b); err != nil || gone {
 			c.detach(a)
 			return
 		}
@@ -159,8 +177,7 @@ func (c *console) detach(a *attachment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.attached[a] {
-		delete(c.attached, a)
-		close(a.out)
+		c.letGo(a)
 	}
 }
 
@@ -169,8 +186,7 @@ func (c *console) close() {
 	defer c.mu.Unlock()
 	c.closed = true
 	for a := range c.attached {
-		delete(c.attached, a)
-		close(a.out)
+		c.letGo(a)
 	}
 	c.conn.Close()
 }
