@@ -3,6 +3,7 @@ package introspect
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +22,8 @@ type Guest struct {
 
 	mu    sync.Mutex
 	boot  Boot
-	dead  Boot          // a boot that is known to be over, whose bytes may still be in RAM
+	last  Boot          // the last boot that was found, also while it is being looked for again
+	dead  []Boot        // boots that are known to be over, whose bytes may still be in RAM
 	space *memory.Space // the kernel's own tables
 	user  *memory.Space // the tables of the process being read
 	clock uint64        // run-time address of the timekeeper, once found
@@ -55,6 +57,7 @@ const (
 	kernelAlign = 2 << 20
 	maxSlide    = 1 << 30 // the kernel's window of virtual addresses
 	stillFor    = time.Second
+	maxDead     = 16
 	headText    = 16 // of the banner: enough to pass over other places without reading it all
 )
 
@@ -111,7 +114,13 @@ func (g *Guest) Boot() Boot {
 func (g *Guest) Rebooted() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.dead, g.boot = g.boot, Boot{}
+	if g.last != (Boot{}) {
+		if len(g.dead) == maxDead {
+			g.dead = slices.Delete(g.dead, 0, 1)
+		}
+		g.dead = append(g.dead, g.last)
+	}
+	g.last, g.boot = Boot{}, Boot{}
 }
 
 // begin prepares for a view: it makes sure the kernel is still the one found, and alive, else looks for it anew.
@@ -152,7 +161,7 @@ func (g *Guest) locate() error {
 	var bestTime int64
 	for _, phys := range g.search() {
 		b := g.identify(phys)
-		if b == (Boot{}) || b == g.dead || !g.enter(b) {
+		if b == (Boot{}) || slices.Contains(g.dead, b) || !g.enter(b) {
 			continue
 		}
 		now, _ := g.wallSeconds()
@@ -163,7 +172,7 @@ func (g *Guest) locate() error {
 	if best == (Boot{}) || !g.enter(best) {
 		return ErrNotReady
 	}
-	g.boot = best
+	g.boot, g.last = best, best
 	return nil
 }
 
