@@ -140,7 +140,7 @@ func TestDNSWithoutServer(t *testing.T) {
 // Rules by name hold for the addresses that the guest was given under that name.
 func TestRulesByName(t *testing.T) {
 	server := echoTCP(t, "hello")
-	servers := []netip.AddrPort{nameServer(t, map[string]string{"deb.debian.org": "198.51.100.7", "evil.example": "198.51.100.66", "rebind.debian.org": "127.0.0.1"})}
+	servers := []netip.AddrPort{nameServer(t, map[string]string{"www.debian.org": "198.51.100.7", "evil.example": "198.51.100.66", "rebind.debian.org": "127.0.0.1"})}
 	ports := map[uint16]netip.AddrPort{80: server, servers[0].Port(): servers[0]}
 	w := newWorld(t, Config{Resolvers: servers, Dial: toLoopback(ports), Rules: rules(t, "allow out *.debian.org", "deny out any")})
 	g := w.boot()
@@ -148,7 +148,7 @@ func TestRulesByName(t *testing.T) {
 		c.Close()
 		t.Fatal("an address without a name was reached")
 	}
-	g.lookup("deb.debian.org.")
+	g.lookup("www.debian.org.")
 	hear(t, g.mustDial("198.51.100.7:80"), "hello")
 	w.n.Stats()
 	if a := g.lookup("evil.example."); a.rcode != dnsmessage.RCodeRefused {
