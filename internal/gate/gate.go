@@ -18,9 +18,6 @@ import (
 	"vigia/internal/network"
 )
 
-// controlFD is the listening socket on which daemons come.
-const controlFD = 3
-
 // Gate is one guest's gate.
 type Gate struct {
 	out      *link.Outbox
@@ -39,17 +36,10 @@ func Main(version string) error {
 		return err
 	}
 	debug.SetGCPercent(50)
-	f := os.NewFile(controlFD, "control")
-	l, err := net.FileListener(f)
-	f.Close()
+	control, err := link.Control()
 	if err != nil {
-		return fmt.Errorf("control socket: %w", err)
+		return err
 	}
-	control, ok := l.(*net.UnixListener)
-	if !ok {
-		return errors.New("control socket is not a unix socket")
-	}
-	control.SetUnlinkOnClose(false)
 	g := &Gate{version: version, out: link.NewOutbox("")}
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})

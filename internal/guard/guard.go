@@ -31,9 +31,6 @@ import (
 	"vigia/internal/volume"
 )
 
-// controlFD is the listening socket on which daemons come.
-const controlFD = 3
-
 // Guard is one guest's guard.
 type Guard struct {
 	ctx      context.Context
@@ -65,7 +62,7 @@ func Main(version string) error {
 		return err
 	}
 	debug.SetGCPercent(50) // its memory is small and should stay so
-	l, err := controlListener()
+	l, err := link.Control()
 	if err != nil {
 		return err
 	}
@@ -77,21 +74,6 @@ func Main(version string) error {
 	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
 	return w.Serve(g.ctx, l)
-}
-
-func controlListener() (*net.UnixListener, error) {
-	f := os.NewFile(controlFD, "control")
-	defer f.Close()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	u, ok := l.(*net.UnixListener)
-	if !ok {
-		return nil, errors.New("control socket is not a unix socket")
-	}
-	u.SetUnlinkOnClose(false)
-	return u, nil
 }
 
 func (g *Guard) hello() link.Hello {

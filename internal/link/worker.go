@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -106,6 +107,25 @@ func encode(batch []event.Event) Events {
 		out.Events = append(out.Events, json.RawMessage(b))
 	}
 	return out
+}
+
+// controlFD is where the daemon puts the listening socket on which daemons come to a worker.
+const controlFD = 3
+
+// Control takes over the worker's control socket. Its name stays: the next daemon finds the worker by it.
+func Control() (*net.UnixListener, error) {
+	f := os.NewFile(controlFD, "control")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.New("control socket is not a unix socket")
+	}
+	u.SetUnlinkOnClose(false)
+	return u, nil
 }
 
 // Files pairs the names of a body with the descriptors that came with it. It closes all of them on a mismatch.
