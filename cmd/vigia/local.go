@@ -25,6 +25,7 @@ import (
 	"vigia/internal/host"
 	"vigia/internal/jail"
 	"vigia/internal/ledger"
+	"vigia/internal/link"
 	"vigia/internal/policy"
 	"vigia/internal/volume"
 )
@@ -37,10 +38,11 @@ func local() cli.Local {
 
 func serve(ctx context.Context, o cli.ServeOptions) error {
 	log := slog.New(slog.NewTextHandler(o.Err, nil))
-	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, Log: log, Ready: func() {
-		log.Info("vigia serves", "state", o.State, "pid", os.Getpid())
-		daemon.SdNotify(false, daemon.SdNotifyReady)
-	}})
+	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules,
+		Check: link.CheckSchedule{Every: o.CheckEvery, FullEvery: o.CheckFullEvery}, Log: log, Ready: func() {
+			log.Info("vigia serves", "state", o.State, "pid", os.Getpid())
+			daemon.SdNotify(false, daemon.SdNotifyReady)
+		}})
 }
 
 // doctor asks the host what works, and tries the confinement for real.

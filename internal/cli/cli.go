@@ -28,6 +28,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -71,10 +72,11 @@ type Local struct {
 
 // ServeOptions are the flags of `vigia serve`.
 type ServeOptions struct {
-	State       string
-	Accelerator string // auto, kvm or tcg
-	Rules       string // directory of rules; empty: rules in the state directory
-	Err         io.Writer
+	State                      string
+	Accelerator                string        // auto, kvm or tcg
+	Rules                      string        // directory of rules; empty: rules in the state directory
+	CheckEvery, CheckFullEvery time.Duration // 0: never
+	Err                        io.Writer
 }
 
 // LedgerOptions are the flags of `vigia ledger verify` and `vigia ledger export`.
@@ -142,7 +144,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("machine", a.runCmd(), a.lsCmd(), a.showCmd(), a.startCmd(), a.stopCmd(), a.pauseCmd(), a.resumeCmd(), a.rmCmd())
-	add("inside", a.consoleCmd(), a.execCmd(), a.cpCmd(), a.psCmd(), a.modulesCmd())
+	add("inside", a.consoleCmd(), a.execCmd(), a.cpCmd(), a.psCmd(), a.modulesCmd(), a.checkCmd())
 	add("guard", a.eventsCmd(), a.policyCmd(), a.quarantineCmd(), a.releaseCmd(), a.rulesCmd(), a.captureCmd(), a.ledgerCmd())
 	add("host", a.serveCmd(), a.doctorCmd(), a.imageCmd(), a.volumeCmd(), a.infoCmd(), a.versionCmd())
 	return root

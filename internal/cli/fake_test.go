@@ -327,6 +327,20 @@ func (fakeViews) Modules(context.Context, machineReq) (*connect.Response[vigiav1
 	return connect.NewResponse(&vigiav1.ModulesResponse{Modules: []*vigiav1.Module{{Name: "virtio_net", Address: 0xffffffffc0123000, Size: 65536}}}), nil
 }
 
+func (v fakeViews) Check(_ context.Context, req machineReq) (*connect.Response[vigiav1.CheckResponse], error) {
+	if _, err := v.f.change(req.Msg.Name, nil); err != nil {
+		return nil, err
+	}
+	res := &vigiav1.CheckResponse{TookMs: 12.3, Views: []*vigiav1.CheckedView{{Check: "processes", Name: "task list", Count: 47, TookMs: 0.2},
+		{Check: "processes", Name: "cgroups", Unknown: "no symbol css_set_table"}}}
+	if req.Msg.Name == "web" {
+		res.Findings = []*vigiav1.Finding{{Kind: "process.hidden", Subject: hostile, Detail: "the process is missing from task list; found by pid table",
+			Severity: "critical", Evidence: []*vigiav1.Evidence{{Address: 0xffff888003a40000, Note: "task_struct", Bytes: "00ff", Expected: "0000"}},
+			Listed: []string{"pid table"}, Missing: []string{"task list"}, Pid: 666, Comm: hostile}}
+	}
+	return connect.NewResponse(res), nil
+}
+
 type fakeImages struct {
 	vigiav1connect.UnimplementedImagesHandler
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +22,11 @@ func (a *app) serveCmd() *cobra.Command {
 			if !slices.Contains([]string{"auto", "kvm", "tcg"}, o.Accelerator) {
 				return usagef("accelerator %q: use auto, kvm or tcg", o.Accelerator)
 			}
+			for _, every := range []time.Duration{o.CheckEvery, o.CheckFullEvery} {
+				if every != 0 && every < 100*time.Millisecond {
+					return usagef("a check every %v: use 100ms or more, or 0 for never", every)
+				}
+			}
 			state, err := api.StateDir(a.stateFlag)
 			if err != nil {
 				return err
@@ -34,6 +40,8 @@ func (a *app) serveCmd() *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Accelerator, "accelerator", "auto", "auto, kvm or tcg")
 	c.Flags().StringVar(&o.Rules, "rules", "", "`directory` of rules (default: rules in the state directory)")
+	c.Flags().DurationVar(&o.CheckEvery, "check-every", time.Second, "how often to make the cheap checks of `vigia check` in each machine; 0: never")
+	c.Flags().DurationVar(&o.CheckFullEvery, "check-full-every", time.Minute, "how often to make all of them; 0: never")
 	return c
 }
 

@@ -43,6 +43,7 @@ type Options struct {
 	// Accelerator is kvm, tcg, or auto: what was found to work.
 	Accelerator string
 	Rules       string // directory of the owner's rules; empty: rules in the state directory
+	Check       link.CheckSchedule
 	Log         *slog.Logger
 	// Ready is called once the API answers.
 	Ready func()

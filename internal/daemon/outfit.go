@@ -26,7 +26,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 		return nil, err
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
-		Watch: d.watched(), Running: qemu != nil}
+		Watch: d.watched(), Running: qemu != nil, Check: d.opts.Check}
 	files, err := d.guardFiles(m, img, qemu, &cfg)
 	defer closeFiles(files)
 	if err == nil {

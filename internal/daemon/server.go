@@ -145,7 +145,7 @@ func (a access) note(ctx context.Context, procedure string, message any, err err
 func onlyAsks(procedure string) bool {
 	switch procedure {
 	case vigiav1connect.MachinesListProcedure, vigiav1connect.MachinesShowProcedure, vigiav1connect.MachinesConsoleLogProcedure,
-		vigiav1connect.ViewsProcessesProcedure, vigiav1connect.ViewsModulesProcedure, vigiav1connect.ImagesListProcedure,
+		vigiav1connect.ViewsProcessesProcedure, vigiav1connect.ViewsModulesProcedure, vigiav1connect.ViewsCheckProcedure, vigiav1connect.ImagesListProcedure,
 		vigiav1connect.EventsListProcedure, vigiav1connect.PolicyListProcedure, vigiav1connect.LedgerHeadProcedure,
 		vigiav1connect.DaemonInfoProcedure:
 		return true

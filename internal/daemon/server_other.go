@@ -63,6 +63,32 @@ func (s viewsServer) Modules(ctx context.Context, r *connect.Request[vigiav1.Mac
 	return connect.NewResponse(out), nil
 }
 
+// Check has the guard make all checks at once.
+func (s viewsServer) Check(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	var report link.CheckReport
+	if _, err := m.callGuard(ctx, link.CallCheck, nil, &report); err != nil {
+		return nil, err
+	}
+	out := &vigiav1.CheckResponse{TookMs: report.TookMS, Dropped: int32(report.Dropped)}
+	for _, f := range report.Findings {
+		row := &vigiav1.Finding{Kind: f.Kind, Subject: f.Subject, Detail: f.Detail, Severity: f.Severity, Listed: f.Listed, Missing: f.Missing,
+			Pid: f.PID, Comm: f.Comm, Exe: f.Exe}
+		for _, e := range f.Evidence {
+			row.Evidence = append(row.Evidence, &vigiav1.Evidence{Address: e.Address, Bytes: hex.EncodeToString(e.Bytes),
+				Expected: hex.EncodeToString(e.Expected), Note: e.Note})
+		}
+		out.Findings = append(out.Findings, row)
+	}
+	for _, v := range report.Views {
+		out.Views = append(out.Views, &vigiav1.CheckedView{Check: v.Check, Name: v.Name, Count: int64(v.Count), TookMs: v.TookMS, Unknown: v.Unknown})
+	}
+	return connect.NewResponse(out), nil
+}
+
 type imagesServer struct{ d *Daemon }
 
 // Build makes an image of a recipe; the steps are streamed.

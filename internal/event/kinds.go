@@ -111,6 +111,19 @@ var processFields = []Field{
 	{"cmdline", String, "its command line: the guest's own words"},
 }
 
+// findingFields are those of all that a check finds.
+func findingFields(views string) []Field {
+	return []Field{
+		{"views", List, views},
+		{"missing", List, "the views that do not"},
+		{"finding", String, "its kind, as `vigia check` prints it"},
+		{"subject", String, "what it is about"},
+		{"detail", String, "what was found, in a sentence"},
+		{"severity", String, "low, medium, high or critical"},
+		{"count", Int, "how many like it, where coalesced"},
+	}
+}
+
 var flowFields = []Field{
 	{"protocol", String, "tcp, udp or icmp"},
 	{"direction", String, "out: the guest began it; in: the outside did"},
@@ -153,11 +166,11 @@ var Kinds = map[Kind]Schema{
 	ProcessStarted:     {"a process began", processFields},
 	ProcessExited:      {"a process ended", append(processFields[:len(processFields):len(processFields)], Field{"exit_code", Int, ""})},
 	ProcessCredentials: {"a process changed its credentials", append(processFields[:len(processFields):len(processFields)], Field{"old_uid", Int, ""})},
-	ProcessHidden:      {"a process is missing from a view that should list it", append(processFields[:len(processFields):len(processFields)], Field{"views", List, "the views that do list it"})},
+	ProcessHidden:      {"a process is missing from a view that should list it", append(processFields[:len(processFields):len(processFields)], findingFields("the views that do list it")...)},
 	ProcessMissed:      {"processes lived and died between two samples", []Field{{"count", Int, "how many"}}},
 	ModuleLoaded:       {"a kernel module was loaded", []Field{{"name", String, ""}, {"size", Int, "bytes"}}},
-	ModuleHidden:       {"a kernel module is missing from a view that should list it", []Field{{"name", String, ""}, {"views", List, ""}}},
-	KernelTampered:     {"kernel text or control data differs from the trusted kernel file", []Field{{"subject", String, ""}, {"detail", String, ""}}},
+	ModuleHidden:       {"a kernel module is missing from a view that should list it", append([]Field{{"name", String, "the module's name"}}, findingFields("the views that do list it")...)},
+	KernelTampered:     {"the kernel's code or data is not what it should be", append(processFields[:len(processFields):len(processFields)], findingFields("")[2:]...)},
 
 	CPUUsage: {"how busy a machine is, sampled", []Field{
 		{"percent", Float, "of one host core: 200 is two virtual CPUs busy. Time ready but waiting for the host counts as busy"},

@@ -9,7 +9,7 @@
 //	     ── QMP ────▶ guard.go     monitor
 //	     ── serial ─▶ console.go   log, lines, attached persons
 //	     ── agent ──▶ agent.go     exec and copies, only where asked for
-//	     ── RAM ────▶ views.go     introspection
+//	     ── RAM ────▶ views.go     introspection; check.go, what should not be there
 //	daemon ─ sched ─▶ sampler.go   load
 package guard
 
@@ -48,6 +48,7 @@ type Guard struct {
 	ram        *os.File
 	views      *views
 	sampler    *sampler
+	checker    *checker
 	monitor    *machine.Monitor
 	monitorErr error
 	monitorUp  chan struct{} // closed once monitor or monitorErr is there
@@ -117,6 +118,8 @@ func init() {
 		link.CallRAM:         (*Guard).giveRAM,
 		link.CallProcesses:   (*Guard).processes,
 		link.CallModules:     (*Guard).modules,
+		link.CallCheck:       (*Guard).check,
+		link.CallSchedule:    (*Guard).setSchedule,
 		link.CallConsole:     (*Guard).attachConsole,
 		link.CallExec:        (*Guard).exec,
 		link.CallCopyIn:      (*Guard).copyIn,
@@ -174,7 +177,9 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.console = newConsole(serial, openConsoleLog(files[link.FileConsoleLog], files[link.FileConsoleTail+"0"], files[link.FileConsoleTail+"1"]), g.out.Emit)
 	g.sampler = &sampler{cpus: g.cfg.CPUs, emit: g.out.Emit, process: g.views.busiest, panicked: g.panicked}
 	go g.console.run()
+	g.checker = newChecker(g.views, g.told, g.inside())
 	go g.sampler.run(g.ctx)
+	go g.checker.run(g.ctx, g.cfg.Check)
 	go g.connectMonitor(qmp)
 	return nil
 }
@@ -223,6 +228,12 @@ func (g *Guard) giveUp(why error) {
 // monitored emits what the monitor tells; a guest may reboot as often as it likes.
 func (g *Guard) monitored(kind event.Kind, fields event.Fields) {
 	g.flood.Emit(event.Alike{Sort: string(kind), Sum: []string{"count"}, Always: true}, event.Event{Kind: kind, Fields: fields})
+}
+
+// told emits what a check found: a guest may change what there is to be found as often as it likes.
+func (g *Guard) told(kind event.Kind, fields event.Fields) {
+	subject, _ := fields["subject"].(string)
+	g.flood.Emit(event.Alike{Sort: string(kind) + " " + subject, Sum: []string{"count"}}, event.Event{Kind: kind, Fields: fields})
 }
 
 // qemu waits for the monitor.

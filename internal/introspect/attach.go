@@ -35,6 +35,8 @@ type Guest struct {
 	files   *fileLayout
 	sockets *socketLayout
 
+	taskViews *taskViewLayout // of the checks
+
 	scratch [max(maxPath, maxCmdline)]byte // for text on its way to becoming a string
 }
 

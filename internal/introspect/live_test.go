@@ -209,3 +209,21 @@ func TestLiveProcess(t *testing.T) {
 		t.Errorf("%d processes, the mapping has %d", len(got), len(want))
 	}
 }
+
+func TestLiveCheck(t *testing.T) {
+	g, _, _ := live(t)
+	c := NewChecker(g, nil)
+	for _, full := range []bool{false, true} {
+		r, err := c.Run(full)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("full %v: %v\n", full, r.Took)
+		for _, f := range r.Findings {
+			fmt.Printf("%+v\n", f)
+		}
+		for _, v := range r.Views {
+			fmt.Printf("%+v\n", v)
+		}
+	}
+}

@@ -33,10 +33,12 @@ const (
 	CallRAM         = "ram"    // → the RAM file's descriptor, for a guard to come
 	CallProcesses   = "processes"
 	CallModules     = "modules"
-	CallConsole     = "console"  // with a connected socket, which becomes the serial line
-	CallExec        = "exec"     // Exec, with pipes for standard output and error → ExecResult
-	CallCopyIn      = "copy-in"  // Copy, with a pipe to read from → Copied
-	CallCopyOut     = "copy-out" // Copy, with a pipe to write to → Copied
+	CallCheck       = "check"          // all checks, now → CheckReport
+	CallSchedule    = "check-schedule" // CheckSchedule
+	CallConsole     = "console"        // with a connected socket, which becomes the serial line
+	CallExec        = "exec"           // Exec, with pipes for standard output and error → ExecResult
+	CallCopyIn      = "copy-in"        // Copy, with a pipe to read from → Copied
+	CallCopyOut     = "copy-out"       // Copy, with a pipe to write to → Copied
 
 	// Gate.
 	CallQuarantine = "quarantine" // Quarantine → Quarantined
@@ -88,13 +90,14 @@ const (
 
 // GuardConfig is all a guard needs to know of its machine.
 type GuardConfig struct {
-	ID      vm.ID    `json:"id"`
-	Name    string   `json:"name"`
-	Memory  uint64   `json:"memory_bytes"`
-	CPUs    int      `json:"cpus"`
-	Watch   []string `json:"watch"`
-	Running bool     `json:"running"` // QEMU runs already: this guard replaces one that died
-	Files   []string `json:"files"`
+	ID      vm.ID         `json:"id"`
+	Name    string        `json:"name"`
+	Memory  uint64        `json:"memory_bytes"`
+	CPUs    int           `json:"cpus"`
+	Watch   []string      `json:"watch"`
+	Running bool          `json:"running"` // QEMU runs already: this guard replaces one that died
+	Check   CheckSchedule `json:"check"`
+	Files   []string      `json:"files"`
 }
 
 // Watch replaces the watched paths.
@@ -136,6 +139,51 @@ type Module struct {
 	Name    string `json:"name"`
 	Address uint64 `json:"address"`
 	Size    uint64 `json:"size"`
+}
+
+// CheckSchedule says how often a guard looks for what should not be in the guest's memory; 0 is never.
+type CheckSchedule struct {
+	Every     time.Duration `json:"every"`      // the cheap checks
+	FullEvery time.Duration `json:"full_every"` // all of them
+}
+
+// CheckReport is the outcome of all checks.
+type CheckReport struct {
+	Findings []Finding     `json:"findings"`
+	Dropped  int           `json:"dropped"` // findings for which there was no room
+	Views    []CheckedView `json:"views"`
+	TookMS   float64       `json:"took_ms"`
+}
+
+// Finding is something in the guest's memory that should not be so.
+type Finding struct {
+	Kind     string     `json:"kind"`
+	Subject  string     `json:"subject"`
+	Detail   string     `json:"detail"`
+	Severity string     `json:"severity"`
+	Evidence []Evidence `json:"evidence,omitempty"`
+	Listed   []string   `json:"listed,omitempty"`
+	Missing  []string   `json:"missing,omitempty"`
+	PID      int64      `json:"pid,omitempty"`
+	Comm     string     `json:"comm,omitempty"`
+	Exe      string     `json:"exe,omitempty"`
+}
+
+// Evidence is what was read at an address of the guest's kernel, and what should have been there.
+type Evidence struct {
+	Address  uint64 `json:"address"`
+	Bytes    []byte `json:"bytes,omitempty"`
+	Expected []byte `json:"expected,omitempty"`
+	Note     string `json:"note,omitempty"`
+}
+
+// CheckedView is one list that was compared with others.
+type CheckedView struct {
+	Check   string  `json:"check"`
+	Name    string  `json:"name"`
+	Count   int     `json:"count"`
+	TookMS  float64 `json:"took_ms,omitempty"`
+	Unknown string  `json:"unknown,omitempty"`
 }
 
 // Exec is a command for the guest agent.

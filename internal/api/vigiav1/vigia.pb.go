@@ -1769,6 +1769,334 @@ func (x *ModulesResponse) GetModules() []*Module {
 	return nil
 }
 
+type CheckResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Findings      []*Finding             `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"` // the worst first
+	Views         []*CheckedView         `protobuf:"bytes,2,rep,name=views,proto3" json:"views,omitempty"`
+	TookMs        float64                `protobuf:"fixed64,3,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	Dropped       int32                  `protobuf:"varint,4,opt,name=dropped,proto3" json:"dropped,omitempty"` // findings for which there was no room
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckResponse) Reset() {
+	*x = CheckResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckResponse) ProtoMessage() {}
+
+func (x *CheckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
+func (*CheckResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CheckResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *CheckResponse) GetViews() []*CheckedView {
+	if x != nil {
+		return x.Views
+	}
+	return nil
+}
+
+func (x *CheckResponse) GetTookMs() float64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetDropped() int32 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Severity      string                 `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"` // info, low, medium, high, critical
+	Evidence      []*Evidence            `protobuf:"bytes,5,rep,name=evidence,proto3" json:"evidence,omitempty"`
+	Listed        []string               `protobuf:"bytes,6,rep,name=listed,proto3" json:"listed,omitempty"`   // views that list it
+	Missing       []string               `protobuf:"bytes,7,rep,name=missing,proto3" json:"missing,omitempty"` // views that do not, and should
+	Pid           int64                  `protobuf:"varint,8,opt,name=pid,proto3" json:"pid,omitempty"`
+	Comm          string                 `protobuf:"bytes,9,opt,name=comm,proto3" json:"comm,omitempty"`
+	Exe           string                 `protobuf:"bytes,10,opt,name=exe,proto3" json:"exe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Finding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Finding) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Finding) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Finding) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *Finding) GetEvidence() []*Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+func (x *Finding) GetListed() []string {
+	if x != nil {
+		return x.Listed
+	}
+	return nil
+}
+
+func (x *Finding) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *Finding) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Finding) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *Finding) GetExe() string {
+	if x != nil {
+		return x.Exe
+	}
+	return ""
+}
+
+type Evidence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       uint64                 `protobuf:"varint,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bytes         string                 `protobuf:"bytes,2,opt,name=bytes,proto3" json:"bytes,omitempty"`       // as found, hexadecimal
+	Expected      string                 `protobuf:"bytes,3,opt,name=expected,proto3" json:"expected,omitempty"` // where it is known
+	Note          string                 `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Evidence) Reset() {
+	*x = Evidence{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evidence) ProtoMessage() {}
+
+func (x *Evidence) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
+func (*Evidence) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Evidence) GetAddress() uint64 {
+	if x != nil {
+		return x.Address
+	}
+	return 0
+}
+
+func (x *Evidence) GetBytes() string {
+	if x != nil {
+		return x.Bytes
+	}
+	return ""
+}
+
+func (x *Evidence) GetExpected() string {
+	if x != nil {
+		return x.Expected
+	}
+	return ""
+}
+
+func (x *Evidence) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type CheckedView struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Check         string                 `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Count         int64                  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	TookMs        float64                `protobuf:"fixed64,4,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"` // of the whole check, in its first view
+	Unknown       string                 `protobuf:"bytes,5,opt,name=unknown,proto3" json:"unknown,omitempty"`               // why nothing is known from it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckedView) Reset() {
+	*x = CheckedView{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckedView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckedView) ProtoMessage() {}
+
+func (x *CheckedView) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckedView.ProtoReflect.Descriptor instead.
+func (*CheckedView) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CheckedView) GetCheck() string {
+	if x != nil {
+		return x.Check
+	}
+	return ""
+}
+
+func (x *CheckedView) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CheckedView) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *CheckedView) GetTookMs() float64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *CheckedView) GetUnknown() string {
+	if x != nil {
+		return x.Unknown
+	}
+	return ""
+}
+
 type BuildRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Recipe        string                 `protobuf:"bytes,1,opt,name=recipe,proto3" json:"recipe,omitempty"` // a built-in recipe's name, or empty
@@ -1782,7 +2110,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +2122,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +2135,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BuildRequest) GetRecipe() string {
@@ -1858,7 +2186,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2198,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2211,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ImportRequest) GetFile() string {
@@ -1933,7 +2261,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2273,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2286,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Progress) GetStep() string {
@@ -2004,7 +2332,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2344,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2357,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Image) GetName() string {
@@ -2090,7 +2418,7 @@ type ImageRequest struct {
 
 func (x *ImageRequest) Reset() {
 	*x = ImageRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2430,7 @@ func (x *ImageRequest) String() string {
 func (*ImageRequest) ProtoMessage() {}
 
 func (x *ImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2443,7 @@ func (x *ImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRequest.ProtoReflect.Descriptor instead.
 func (*ImageRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ImageRequest) GetName() string {
@@ -2133,7 +2461,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2473,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2486,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
 }
 
 type ListImagesResponse struct {
@@ -2170,7 +2498,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2510,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2523,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2214,7 +2542,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2554,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2567,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *VerifyImageResponse) GetId() string {
@@ -2261,7 +2589,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2601,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2614,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListEventsRequest) GetMachine() string {
@@ -2330,7 +2658,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2670,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2683,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Event) GetId() string {
@@ -2401,7 +2729,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2741,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2754,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
 }
 
 type ReloadRequest struct {
@@ -2437,7 +2765,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2777,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2790,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
 }
 
 type ListRulesResponse struct {
@@ -2474,7 +2802,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2814,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2827,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -2522,7 +2850,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2862,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +2875,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Rule) GetId() string {
@@ -2593,7 +2921,7 @@ type HeadRequest struct {
 
 func (x *HeadRequest) Reset() {
 	*x = HeadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2933,7 @@ func (x *HeadRequest) String() string {
 func (*HeadRequest) ProtoMessage() {}
 
 func (x *HeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2946,7 @@ func (x *HeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRequest.ProtoReflect.Descriptor instead.
 func (*HeadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
 }
 
 type HeadResponse struct {
@@ -2633,7 +2961,7 @@ type HeadResponse struct {
 
 func (x *HeadResponse) Reset() {
 	*x = HeadResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2973,7 @@ func (x *HeadResponse) String() string {
 func (*HeadResponse) ProtoMessage() {}
 
 func (x *HeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2986,7 @@ func (x *HeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadResponse.ProtoReflect.Descriptor instead.
 func (*HeadResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HeadResponse) GetSize() uint64 {
@@ -2697,7 +3025,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +3037,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +3050,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
 }
 
 type InfoResponse struct {
@@ -2738,7 +3066,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +3078,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +3091,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -2952,7 +3280,35 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\x04R\aaddress\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\"=\n" +
 	"\x0fModulesResponse\x12*\n" +
-	"\amodules\x18\x01 \x03(\v2\x10.vigia.v1.ModuleR\amodules\"\x92\x01\n" +
+	"\amodules\x18\x01 \x03(\v2\x10.vigia.v1.ModuleR\amodules\"\x9e\x01\n" +
+	"\rCheckResponse\x12-\n" +
+	"\bfindings\x18\x01 \x03(\v2\x11.vigia.v1.FindingR\bfindings\x12+\n" +
+	"\x05views\x18\x02 \x03(\v2\x15.vigia.v1.CheckedViewR\x05views\x12\x17\n" +
+	"\atook_ms\x18\x03 \x01(\x01R\x06tookMs\x12\x18\n" +
+	"\adropped\x18\x04 \x01(\x05R\adropped\"\x85\x02\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x1a\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\x12.\n" +
+	"\bevidence\x18\x05 \x03(\v2\x12.vigia.v1.EvidenceR\bevidence\x12\x16\n" +
+	"\x06listed\x18\x06 \x03(\tR\x06listed\x12\x18\n" +
+	"\amissing\x18\a \x03(\tR\amissing\x12\x10\n" +
+	"\x03pid\x18\b \x01(\x03R\x03pid\x12\x12\n" +
+	"\x04comm\x18\t \x01(\tR\x04comm\x12\x10\n" +
+	"\x03exe\x18\n" +
+	" \x01(\tR\x03exe\"j\n" +
+	"\bEvidence\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\x04R\aaddress\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\tR\x05bytes\x12\x1a\n" +
+	"\bexpected\x18\x03 \x01(\tR\bexpected\x12\x12\n" +
+	"\x04note\x18\x04 \x01(\tR\x04note\"\x80\x01\n" +
+	"\vCheckedView\x12\x14\n" +
+	"\x05check\x18\x01 \x01(\tR\x05check\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x03R\x05count\x12\x17\n" +
+	"\atook_ms\x18\x04 \x01(\x01R\x06tookMs\x12\x18\n" +
+	"\aunknown\x18\x05 \x01(\tR\aunknown\"\x92\x01\n" +
 	"\fBuildRequest\x12\x16\n" +
 	"\x06recipe\x18\x01 \x01(\tR\x06recipe\x12\x1f\n" +
 	"\vrecipe_yaml\x18\x02 \x01(\fR\n" +
@@ -3041,10 +3397,11 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04Exec\x12\x15.vigia.v1.ExecRequest\x1a\x14.vigia.v1.ExecOutput0\x01\x12=\n" +
 	"\x06CopyIn\x12\x17.vigia.v1.CopyInRequest\x1a\x18.vigia.v1.CopyInResponse(\x01\x126\n" +
 	"\aCopyOut\x12\x18.vigia.v1.CopyOutRequest\x1a\x0f.vigia.v1.Chunk0\x01\x126\n" +
-	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8b\x01\n" +
+	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\xc7\x01\n" +
 	"\x05Views\x12B\n" +
 	"\tProcesses\x12\x18.vigia.v1.MachineRequest\x1a\x1b.vigia.v1.ProcessesResponse\x12>\n" +
-	"\aModules\x12\x18.vigia.v1.MachineRequest\x1a\x19.vigia.v1.ModulesResponse2\xb8\x02\n" +
+	"\aModules\x12\x18.vigia.v1.MachineRequest\x1a\x19.vigia.v1.ModulesResponse\x12:\n" +
+	"\x05Check\x12\x18.vigia.v1.MachineRequest\x1a\x17.vigia.v1.CheckResponse2\xb8\x02\n" +
 	"\x06Images\x125\n" +
 	"\x05Build\x12\x16.vigia.v1.BuildRequest\x1a\x12.vigia.v1.Progress0\x01\x127\n" +
 	"\x06Import\x12\x17.vigia.v1.ImportRequest\x1a\x12.vigia.v1.Progress0\x01\x12A\n" +
@@ -3073,7 +3430,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),        // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),            // 1: vigia.v1.RunRequest
@@ -3100,115 +3457,124 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*ProcessesResponse)(nil),     // 22: vigia.v1.ProcessesResponse
 	(*Module)(nil),                // 23: vigia.v1.Module
 	(*ModulesResponse)(nil),       // 24: vigia.v1.ModulesResponse
-	(*BuildRequest)(nil),          // 25: vigia.v1.BuildRequest
-	(*ImportRequest)(nil),         // 26: vigia.v1.ImportRequest
-	(*Progress)(nil),              // 27: vigia.v1.Progress
-	(*Image)(nil),                 // 28: vigia.v1.Image
-	(*ImageRequest)(nil),          // 29: vigia.v1.ImageRequest
-	(*ListImagesRequest)(nil),     // 30: vigia.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 31: vigia.v1.ListImagesResponse
-	(*VerifyImageResponse)(nil),   // 32: vigia.v1.VerifyImageResponse
-	(*ListEventsRequest)(nil),     // 33: vigia.v1.ListEventsRequest
-	(*Event)(nil),                 // 34: vigia.v1.Event
-	(*ListRulesRequest)(nil),      // 35: vigia.v1.ListRulesRequest
-	(*ReloadRequest)(nil),         // 36: vigia.v1.ReloadRequest
-	(*ListRulesResponse)(nil),     // 37: vigia.v1.ListRulesResponse
-	(*Rule)(nil),                  // 38: vigia.v1.Rule
-	(*HeadRequest)(nil),           // 39: vigia.v1.HeadRequest
-	(*HeadResponse)(nil),          // 40: vigia.v1.HeadResponse
-	(*InfoRequest)(nil),           // 41: vigia.v1.InfoRequest
-	(*InfoResponse)(nil),          // 42: vigia.v1.InfoResponse
-	nil,                           // 43: vigia.v1.RunRequest.LabelsEntry
-	nil,                           // 44: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 46: google.protobuf.Struct
+	(*CheckResponse)(nil),         // 25: vigia.v1.CheckResponse
+	(*Finding)(nil),               // 26: vigia.v1.Finding
+	(*Evidence)(nil),              // 27: vigia.v1.Evidence
+	(*CheckedView)(nil),           // 28: vigia.v1.CheckedView
+	(*BuildRequest)(nil),          // 29: vigia.v1.BuildRequest
+	(*ImportRequest)(nil),         // 30: vigia.v1.ImportRequest
+	(*Progress)(nil),              // 31: vigia.v1.Progress
+	(*Image)(nil),                 // 32: vigia.v1.Image
+	(*ImageRequest)(nil),          // 33: vigia.v1.ImageRequest
+	(*ListImagesRequest)(nil),     // 34: vigia.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 35: vigia.v1.ListImagesResponse
+	(*VerifyImageResponse)(nil),   // 36: vigia.v1.VerifyImageResponse
+	(*ListEventsRequest)(nil),     // 37: vigia.v1.ListEventsRequest
+	(*Event)(nil),                 // 38: vigia.v1.Event
+	(*ListRulesRequest)(nil),      // 39: vigia.v1.ListRulesRequest
+	(*ReloadRequest)(nil),         // 40: vigia.v1.ReloadRequest
+	(*ListRulesResponse)(nil),     // 41: vigia.v1.ListRulesResponse
+	(*Rule)(nil),                  // 42: vigia.v1.Rule
+	(*HeadRequest)(nil),           // 43: vigia.v1.HeadRequest
+	(*HeadResponse)(nil),          // 44: vigia.v1.HeadResponse
+	(*InfoRequest)(nil),           // 45: vigia.v1.InfoRequest
+	(*InfoResponse)(nil),          // 46: vigia.v1.InfoResponse
+	nil,                           // 47: vigia.v1.RunRequest.LabelsEntry
+	nil,                           // 48: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 50: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	43, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	47, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	45, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	45, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	45, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	44, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	49, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	49, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	49, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	48, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	45, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	49, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	45, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	49, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
 	21, // 11: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
 	23, // 12: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	28, // 13: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	45, // 14: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	28, // 15: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	45, // 16: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	45, // 17: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	46, // 18: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	38, // 19: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	45, // 20: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	45, // 21: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	1,  // 22: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 23: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 24: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 25: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	8,  // 26: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 27: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 28: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	9,  // 29: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 30: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 31: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	11, // 32: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	12, // 33: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 34: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	14, // 35: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	16, // 36: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	18, // 37: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	20, // 38: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	0,  // 39: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 40: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	25, // 41: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	26, // 42: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	30, // 43: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	29, // 44: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	29, // 45: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	33, // 46: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	35, // 47: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	36, // 48: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	39, // 49: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	41, // 50: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 51: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 52: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 53: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 54: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 55: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 56: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 57: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	10, // 58: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 59: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 60: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 61: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	13, // 62: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	13, // 63: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	15, // 64: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	17, // 65: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	19, // 66: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	19, // 67: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	22, // 68: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	24, // 69: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	27, // 70: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	27, // 71: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	31, // 72: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	10, // 73: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	32, // 74: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	34, // 75: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	37, // 76: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	37, // 77: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	40, // 78: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	42, // 79: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	51, // [51:80] is the sub-list for method output_type
-	22, // [22:51] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	26, // 13: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
+	28, // 14: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
+	27, // 15: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
+	32, // 16: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	49, // 17: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	32, // 18: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	49, // 19: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	49, // 20: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	50, // 21: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	42, // 22: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	49, // 23: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	49, // 24: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	1,  // 25: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 26: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 27: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 28: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	8,  // 29: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 30: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 31: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	9,  // 32: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 33: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 34: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	11, // 35: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	12, // 36: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 37: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	14, // 38: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	16, // 39: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	18, // 40: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	20, // 41: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	0,  // 42: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 43: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 44: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	29, // 45: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	30, // 46: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	34, // 47: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	33, // 48: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	33, // 49: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	37, // 50: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	39, // 51: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	40, // 52: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	43, // 53: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	45, // 54: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 55: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 56: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 57: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 58: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 59: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 60: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 61: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	10, // 62: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 63: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 64: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 65: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	13, // 66: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	13, // 67: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	15, // 68: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	17, // 69: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	19, // 70: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	19, // 71: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	22, // 72: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	24, // 73: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	25, // 74: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	31, // 75: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	31, // 76: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	35, // 77: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	10, // 78: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	36, // 79: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	38, // 80: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	41, // 81: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	41, // 82: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	44, // 83: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	46, // 84: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	55, // [55:85] is the sub-list for method output_type
+	25, // [25:55] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -3222,7 +3588,7 @@ func file_vigia_v1_vigia_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -88,6 +88,8 @@ const (
 	ViewsProcessesProcedure = "/vigia.v1.Views/Processes"
 	// ViewsModulesProcedure is the fully-qualified name of the Views's Modules RPC.
 	ViewsModulesProcedure = "/vigia.v1.Views/Modules"
+	// ViewsCheckProcedure is the fully-qualified name of the Views's Check RPC.
+	ViewsCheckProcedure = "/vigia.v1.Views/Check"
 	// ImagesBuildProcedure is the fully-qualified name of the Images's Build RPC.
 	ImagesBuildProcedure = "/vigia.v1.Images/Build"
 	// ImagesImportProcedure is the fully-qualified name of the Images's Import RPC.
@@ -610,6 +612,8 @@ func (UnimplementedMachinesHandler) Capture(context.Context, *connect.Request[vi
 type ViewsClient interface {
 	Processes(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ProcessesResponse], error)
 	Modules(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ModulesResponse], error)
+	// Check looks for what should not be so: integrity, and views that differ.
+	Check(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error)
 }
 
 // NewViewsClient constructs a client for the vigia.v1.Views service. By default, it uses the
@@ -635,6 +639,12 @@ func NewViewsClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithSchema(viewsMethods.ByName("Modules")),
 			connect.WithClientOptions(opts...),
 		),
+		check: connect.NewClient[vigiav1.MachineRequest, vigiav1.CheckResponse](
+			httpClient,
+			baseURL+ViewsCheckProcedure,
+			connect.WithSchema(viewsMethods.ByName("Check")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -642,6 +652,7 @@ func NewViewsClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 type viewsClient struct {
 	processes *connect.Client[vigiav1.MachineRequest, vigiav1.ProcessesResponse]
 	modules   *connect.Client[vigiav1.MachineRequest, vigiav1.ModulesResponse]
+	check     *connect.Client[vigiav1.MachineRequest, vigiav1.CheckResponse]
 }
 
 // Processes calls vigia.v1.Views.Processes.
@@ -654,10 +665,17 @@ func (c *viewsClient) Modules(ctx context.Context, req *connect.Request[vigiav1.
 	return c.modules.CallUnary(ctx, req)
 }
 
+// Check calls vigia.v1.Views.Check.
+func (c *viewsClient) Check(ctx context.Context, req *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error) {
+	return c.check.CallUnary(ctx, req)
+}
+
 // ViewsHandler is an implementation of the vigia.v1.Views service.
 type ViewsHandler interface {
 	Processes(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ProcessesResponse], error)
 	Modules(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ModulesResponse], error)
+	// Check looks for what should not be so: integrity, and views that differ.
+	Check(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error)
 }
 
 // NewViewsHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -679,12 +697,20 @@ func NewViewsHandler(svc ViewsHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithSchema(viewsMethods.ByName("Modules")),
 		connect.WithHandlerOptions(opts...),
 	)
+	viewsCheckHandler := connect.NewUnaryHandler(
+		ViewsCheckProcedure,
+		svc.Check,
+		connect.WithSchema(viewsMethods.ByName("Check")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vigia.v1.Views/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ViewsProcessesProcedure:
 			viewsProcessesHandler.ServeHTTP(w, r)
 		case ViewsModulesProcedure:
 			viewsModulesHandler.ServeHTTP(w, r)
+		case ViewsCheckProcedure:
+			viewsCheckHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -700,6 +726,10 @@ func (UnimplementedViewsHandler) Processes(context.Context, *connect.Request[vig
 
 func (UnimplementedViewsHandler) Modules(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ModulesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Modules is not implemented"))
+}
+
+func (UnimplementedViewsHandler) Check(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Check is not implemented"))
 }
 
 // ImagesClient is a client for the vigia.v1.Images service.

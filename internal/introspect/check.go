@@ -1,0 +1,221 @@
+package introspect
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A check looks at one sort of thing for what should not be so. Adding one is adding a line to the table below.
+type check struct {
+	name string
+	// cheap checks take well under a millisecond and run each second; the others run in the full check.
+	cheap bool
+	run   func(*Checker) (Result, error)
+}
+
+// checks are all there are, in the order of a report.
+var checks = []check{
+	{"processes", true, (*Checker).processes},
+}
+
+// Result is what one check saw in one sample.
+type Result struct {
+	Findings []Finding
+	Views    []View
+}
+
+// View is one way of listing a thing, and how much it listed: what was compared, for who wants to know what a clean
+// report means.
+type View struct {
+	Check   string  `json:"check"`
+	Name    string  `json:"name"`
+	Count   int     `json:"count"`
+	TookMS  float64 `json:"took_ms,omitempty"` // of the whole check, in its first view
+	Unknown string  `json:"unknown,omitempty"` // why nothing is known from it
+}
+
+// Report is the outcome of a round of checks.
+type Report struct {
+	Findings []Finding
+	Views    []View
+	Took     time.Duration
+	// Dropped counts findings beyond maxFindings.
+	Dropped int
+	// failed are the checks that could not be made: what they had found before is neither confirmed nor gone.
+	failed map[string]bool
+	full   bool
+}
+
+// Inside is what a guest says of itself. Its answers are claims.
+type Inside interface {
+	// Listing returns the pids that the guest lists, and the names of its modules.
+	Listing() (pids []int64, modules []string, err error)
+}
+
+// settle are the waits between the samples in which a finding must be seen before it is given. What a kernel does in
+// passing (fork, exit, exec, loading a module) takes microseconds; only a virtual CPU that its host has put aside in the
+// middle of it makes it last. A finding that was given stays given without a wait while it is seen.
+var settle = []time.Duration{15 * time.Millisecond, 40 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond}
+
+// maxFindings bounds a report; the worst are kept.
+const maxFindings = 256
+
+// Checker makes rounds of checks over one guest. It remembers what it saw in the last round: findings that were
+// confirmed, and credentials. Its methods may be called from several goroutines; they take turns.
+type Checker struct {
+	guest  *Guest
+	inside Inside
+
+	mu     sync.Mutex
+	boot   Boot
+	known  map[string]map[string]bool // confirmed findings by check and identity
+	settle []time.Duration
+	sleep  func(time.Duration)
+}
+
+// NewChecker makes a checker. inside may be nil: no guest channel.
+func NewChecker(g *Guest, inside Inside) *Checker {
+	return &Checker{guest: g, inside: inside, settle: settle, sleep: time.Sleep}
+}
+
+// Run makes one round: the cheap checks, or all. A check that a kernel does not support is no error: its view says so.
+// The error is ErrNotReady, or what made every check fail.
+func (c *Checker) Run(full bool) (Report, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	began := time.Now()
+	if boot := c.guest.Boot(); boot != c.boot || c.known == nil {
+		c.forget(boot)
+	}
+	r := Report{failed: map[string]bool{}, full: full}
+	var first error
+	done := 0
+	for i := range checks {
+		k := &checks[i]
+		if !full && !k.cheap {
+			continue
+		}
+		res, err := c.confirmed(k)
+		if errors.Is(err, ErrNotReady) {
+			return Report{}, err
+		}
+		if err != nil {
+			if first == nil {
+				first = err
+			}
+			r.failed[k.name] = true
+			res.Views = append(res.Views, View{Check: k.name, Name: k.name, Unknown: err.Error()})
+		} else {
+			done++
+		}
+		r.Findings, r.Views = append(r.Findings, res.Findings...), append(r.Views, res.Views...)
+	}
+	if done == 0 && first != nil {
+		return Report{}, first
+	}
+	byWorst(r.Findings)
+	if len(r.Findings) > maxFindings {
+		r.Dropped = len(r.Findings) - maxFindings
+		r.Findings = r.Findings[:maxFindings]
+	}
+	r.Took = time.Since(began)
+	return r, nil
+}
+
+// forget begins anew, for another life of the guest's kernel.
+func (c *Checker) forget(boot Boot) {
+	c.boot, c.known = boot, map[string]map[string]bool{}
+}
+
+// confirmed runs one check until what it finds was found in every sample, or was known before.
+func (c *Checker) confirmed(k *check) (Result, error) {
+	began := time.Now()
+	res, err := k.run(c)
+	if err != nil {
+		return Result{}, err
+	}
+	took := time.Since(began)
+	known := c.known[k.name]
+	suspects := func() bool {
+		return slices.ContainsFunc(res.Findings, func(f Finding) bool { return !known[f.identity()] })
+	}
+	for i := 0; i < len(c.settle) && suspects(); i++ {
+		c.sleep(c.settle[i])
+		again, err := k.run(c)
+		if err != nil {
+			return Result{}, err
+		}
+		res.Findings = slices.DeleteFunc(again.Findings, func(f Finding) bool {
+			id := f.identity()
+			return !known[id] && !slices.ContainsFunc(res.Findings, func(was Finding) bool { return was.identity() == id })
+		})
+	}
+	now := make(map[string]bool, len(res.Findings))
+	for i := range res.Findings {
+		now[res.Findings[i].identity()] = true
+	}
+	c.known[k.name] = now
+	for i := range res.Views {
+		res.Views[i].Check = k.name
+	}
+	if len(res.Views) == 0 {
+		res.Views = []View{{Check: k.name, Name: k.name}}
+	}
+	res.Views[0].TookMS = float64(took.Microseconds()) / 1000
+	for i := range res.Findings {
+		res.Findings[i].check = k.name
+	}
+	return res, nil
+}
+
+// Changes tells what is new in a round of checks, and what is gone: each finding once until it is gone.
+type Changes struct {
+	told map[string]string // identity → check
+}
+
+// New returns the serious findings of a report that the last ones did not have.
+func (t *Changes) New(r Report) []Finding {
+	if t.told == nil {
+		t.told = map[string]string{}
+	}
+	var fresh []Finding
+	seen := map[string]bool{}
+	for _, f := range r.Findings {
+		id := f.check + "\x00" + f.identity()
+		seen[id] = true
+		if _, old := t.told[id]; !old && f.Serious() {
+			t.told[id] = f.check
+			fresh = append(fresh, f)
+		}
+	}
+	if r.Dropped > 0 {
+		return fresh // what is missing may only have had no room
+	}
+	for id, was := range t.told {
+		if !seen[id] && r.made(was) {
+			delete(t.told, id)
+		}
+	}
+	return fresh
+}
+
+// made reports whether a check was made in this round, and worked.
+func (r *Report) made(name string) bool {
+	i := slices.IndexFunc(checks, func(k check) bool { return k.name == name })
+	return i >= 0 && (r.full || checks[i].cheap) && !r.failed[name]
+}
+
+// Names returns the names of the checks.
+func Names() []string {
+	names := make([]string, len(checks))
+	for i, k := range checks {
+		names[i] = k.name
+	}
+	return names
+}
+
+// nameTask is how a finding calls a task.
+func nameTask(comm string, pid int64) string { return fmt.Sprintf("%s (%d)", comm, pid) }
