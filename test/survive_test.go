@@ -239,7 +239,7 @@ func survivedWhole(g *guest) {
 	}
 	seen := map[string]bool{}
 	var numbers []int
-	lost := 0.0
+	lost, uncounted := 0.0, 0
 	for _, e := range g.events() {
 		if seen[e.ID] {
 			g.t.Errorf("twice in the ledger: %s", e)
@@ -250,6 +250,9 @@ func survivedWhole(g *guest) {
 		}
 		if e.Kind == "vigia.lost" {
 			lost += e.Fields.number("count")
+			if _, counted := e.Fields["count"]; !counted {
+				uncounted++
+			}
 		}
 		if e.Kind == "disk.stalled" {
 			g.t.Errorf("the disk stood still: %s", e)
@@ -259,15 +262,13 @@ func survivedWhole(g *guest) {
 		g.t.Fatalf("only %d lines of the serial line were recorded", len(numbers))
 	}
 	missing := missingOf(numbers)
-	// What a guard had read and not yet told dies with it when it is killed: it was killed seven times.
-	if len(missing) > 2*7 {
-		g.t.Errorf("%d of %d lines of the serial line are missing: %v", len(missing), len(numbers), missing)
+	// A guard was killed six times. Each time one line may have been half read; all others that are missing were counted,
+	// but where daemon and guard died at once: there it was said that they are not.
+	if uncounted > 3 || len(missing) > int(lost)+6+2*uncounted {
+		g.t.Errorf("%d of %d lines of the serial line are missing: %v; %v counted as lost, %d times uncounted", len(missing), len(numbers), missing, lost, uncounted)
 	}
 	if !slices.IsSorted(numbers) || len(slices.Compact(slices.Clone(numbers))) != len(numbers) {
 		g.t.Errorf("lines of the serial line are out of order or twice: %v", numbers)
-	}
-	if lost > 0 {
-		g.t.Errorf("%v events are counted as lost", lost)
 	}
 	if r := g.vigia("ledger", "verify"); r.status != 0 {
 		g.t.Error(r)

@@ -58,6 +58,15 @@ func (d *Daemon) adopt(m *machine) {
 	ref := m.rec.Run
 	m.guard = d.adoptWorker(m, "guard", ref.Guard)
 	m.gate = d.adoptWorker(m, "gate", ref.Gate)
+	for _, missed := range []struct {
+		name   string
+		ref    procRef
+		joined *worker
+	}{{"guard", ref.Guard, m.guard}, {"gate", ref.Gate, m.gate}} {
+		if missed.ref.PID != 0 && missed.joined == nil {
+			d.bus.diedUnseen(m.name(), missed.name, missed.ref.Source)
+		}
+	}
 	qemu, err := jail.Adopt(ref.QEMU.PID, ref.QEMU.Start)
 	if err != nil {
 		m.finish(d.ctx, jail.Exit{})

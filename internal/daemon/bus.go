@@ -38,13 +38,21 @@ type bus struct {
 	lost    int64
 	wake    chan struct{}
 	readers map[*reader]bool
+
+	// What the next daemon could not know without being told: see debts.go.
+	tally   *link.Tally
+	kept    uint64 // highest of its own numbers that is in the ledger
+	held    int64  // own events that wait to be joined
+	orphans int64  // pending events whose worker is dead
+	owed    int64  // losses whose telling is not in the ledger yet
 }
 
 type pendingEvent struct {
 	entry  []byte
 	source string
 	seq    uint64
-	ack    func(seq uint64) // nil: the daemon's own
+	ack    func(seq uint64) // nil: nobody waits for it
+	orphan bool             // its worker is dead and can't give it again
 }
 
 // reader follows the events as they come.
@@ -128,9 +136,15 @@ func eachRecent(ctx context.Context, l *ledger.Log, f func(event.Event)) error {
 func (b *bus) emit(machine string, kind event.Kind, fields event.Fields) event.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.emitThen(machine, kind, fields, nil)
+}
+
+// emitThen emits with the lock held, and calls sealed once the event is in the ledger.
+func (b *bus) emitThen(machine string, kind event.Kind, fields event.Fields, sealed func(uint64)) event.Event {
 	b.seq++
 	e := event.Event{ID: event.MakeID(b.source, b.seq), Machine: machine, Time: b.now().UTC(), Kind: kind, Fields: fields}
-	b.take(e, nil)
+	b.take(e, sealed)
+	b.count()
 	return e
 }
 
@@ -182,9 +196,10 @@ func (b *bus) take(e event.Event, ack func(uint64)) {
 	source, seq, _ := event.SplitID(e.ID)
 	if len(b.pending) >= pendingMax {
 		b.lost++
+		b.count()
 	} else {
 		b.reportLost()
-		b.pending = append(b.pending, pendingEvent{entry, source, seq, ack})
+		b.pending = append(b.pending, pendingEvent{entry: entry, source: source, seq: seq, ack: ack})
 	}
 	for r := range b.readers {
 		select {
@@ -271,15 +286,29 @@ func (b *bus) front() []pendingEvent {
 func (b *bus) written(n int) {
 	b.mu.Lock()
 	acks := map[string]pendingEvent{}
+	var own []pendingEvent
 	for _, p := range b.pending[:n] {
-		if p.ack != nil {
+		if p.orphan {
+			b.orphans--
+		}
+		switch {
+		case p.source == b.source:
+			b.kept = p.seq
+			own = append(own, p)
+		case p.ack != nil:
 			acks[p.source] = p
 		}
 	}
 	b.pending = append(b.pending[:0], b.pending[n:]...)
+	b.count()
 	b.mu.Unlock()
 	for _, p := range acks {
 		p.ack(p.seq)
+	}
+	for _, p := range own {
+		if p.ack != nil {
+			p.ack(p.seq)
+		}
 	}
 }
 

@@ -204,6 +204,7 @@ func (d *Daemon) openLedger(back *undo) error {
 	d.bus = newBus(hex.EncodeToString(b[:]), d.log)
 	d.bus.decide = d.decided
 	d.asked = event.NewFlood("daemon", func(e event.Event) { d.bus.emit(e.Machine, e.Kind, e.Fields) })
+	d.asked.Waiting = d.bus.hold
 	if err := d.bus.recall(d.ctx, l); err != nil {
 		l.Close(d.ctx)
 		return fmt.Errorf("ledger: %w", err)
@@ -212,6 +213,12 @@ func (d *Daemon) openLedger(back *undo) error {
 	if err != nil {
 		l.Close(d.ctx)
 		return fmt.Errorf("ledger: %w", err)
+	}
+	unclean := d.files.markRunning()
+	tellLoss, err := d.bus.inherit(d.files.tallyFile(), unclean)
+	if err != nil {
+		l.Close(d.ctx)
+		return err
 	}
 	for _, p := range untold {
 		d.decided(p)
@@ -222,8 +229,8 @@ func (d *Daemon) openLedger(back *undo) error {
 		d.bus.write(writing, l)
 		close(done)
 	}()
-	unclean := d.files.markRunning()
 	d.bus.emit("", event.VigiaStarted, event.Fields{"version": d.opts.Version, "unclean": unclean})
+	tellLoss()
 	back.push(func() {
 		d.asked.Flush()
 		d.bus.emit("", event.VigiaStopped, nil)
@@ -232,6 +239,9 @@ func (d *Daemon) openLedger(back *undo) error {
 		}
 		stop()
 		<-done
+		if d.bus.settled() {
+			os.Remove(d.files.tallyFile())
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), 10*time.Second)
 		defer cancel()
 		if err := l.Close(ctx); err != nil {

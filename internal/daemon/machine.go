@@ -49,10 +49,12 @@ type runState struct {
 func (r *runState) worked(w *worker) {
 	r.InForce = maps.Clone(r.InForce) // others may be reading the old one
 	r.InForce[w.name] = w.proc.Measures
+	ref := refOf(w.proc)
+	ref.Source = w.hello.Source
 	if w.name == "gate" {
-		r.Gate = refOf(w.proc)
+		r.Gate = ref
 	} else {
-		r.Guard = refOf(w.proc)
+		r.Guard = ref
 	}
 }
 

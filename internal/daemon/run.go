@@ -175,6 +175,11 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	guard, gate := m.bothWorkers()
 	rec := m.record()
 	ending := m.ending(ctx, guard, rec.Run.Asked, exit)
+	if gate != nil {
+		ctx, cancel := context.WithTimeout(ctx, gateTime)
+		gate.conn.Call(ctx, link.CallEnding, nil, nil)
+		cancel()
+	}
 	m.drain(ctx, guard, gate)
 	guard.end()
 	gate.end()

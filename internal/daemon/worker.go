@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
 	"sync"
 	"time"
 
+	"vigia/internal/event"
 	"vigia/internal/jail"
 	"vigia/internal/link"
 )
@@ -21,7 +23,9 @@ type worker struct {
 	proc    *jail.Process
 	conn    *link.Conn
 	hello   link.Hello
+	tally   *os.File      // counts what it has not told; nil: it gave none
 	greeted chan struct{} // closed once hello is there
+	bury    func(*worker) // told of its end
 
 	ackMu   sync.Mutex
 	acked   uint64
@@ -41,15 +45,16 @@ func (w *worker) done() <-chan struct{} {
 
 // procRef names a process for ever; it is what the store keeps of one.
 type procRef struct {
-	PID   int    `json:"pid"`
-	Start uint64 `json:"start"`
+	PID    int    `json:"pid"`
+	Start  uint64 `json:"start"`
+	Source string `json:"source,omitempty"` // of a worker's events
 }
 
 func refOf(p *jail.Process) procRef {
 	if p == nil {
 		return procRef{}
 	}
-	return procRef{p.PID, p.StartTime}
+	return procRef{PID: p.PID, Start: p.StartTime}
 }
 
 // spawnWorker starts a guard or gate under its profile, with the socket in the run directory on which this daemon and
@@ -85,7 +90,12 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 	}
 	ctx, cancel := context.WithTimeout(ctx, workerStart)
 	defer cancel()
-	proc, err := jail.Worker{Profile: profile, Tag: d.tag(m, name), Args: []string{name}, Files: []*os.File{control}, Stderr: log, Stdout: log,
+	tally, err := link.NewTallyFile()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	defer tally.Close()
+	proc, err := jail.Worker{Profile: profile, Tag: d.tag(m, name), Args: []string{name}, Files: []*os.File{control, tally}, Stderr: log, Stdout: log,
 		User: m.user(name), Group: group, MaxFile: most}.Start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -124,21 +134,33 @@ func (d *Daemon) joinWorker(ctx context.Context, m *machine, name string, proc *
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	w := &worker{name: name, machine: m.rec.Spec.Name, proc: proc, greeted: make(chan struct{}), ackWake: make(chan struct{}, 1)}
+	w := &worker{name: name, machine: m.rec.Spec.Name, proc: proc, greeted: make(chan struct{}), ackWake: make(chan struct{}, 1), bury: d.bus.bury}
 	joined := make(chan struct{})
 	w.conn = link.New(sock, func(_ context.Context, r link.Request) (link.Response, error) {
 		<-joined // a worker that has lived for a while speaks at once
 		return d.fromWorker(w, r)
 	})
 	close(joined)
-	if _, err := w.conn.Call(ctx, link.CallHello, nil, &w.hello); err != nil {
+	files, err := w.conn.Call(ctx, link.CallHello, nil, &w.hello)
+	if err == nil && !sourceForm.MatchString(w.hello.Source) {
+		err = fmt.Errorf("%w: events of source %q", link.ErrProtocol, event.Text([]byte(w.hello.Source)))
+	}
+	if err != nil {
+		closeFiles(files)
 		w.conn.Close()
 		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if len(files) > 0 {
+		w.tally = files[0]
+		closeFiles(files[1:])
 	}
 	close(w.greeted)
 	go w.acknowledge()
 	return w, nil
 }
+
+// sourceForm is what a worker's ids may begin with.
+var sourceForm = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
 // fromWorker answers a worker's calls: there is only one.
 func (d *Daemon) fromWorker(w *worker, r link.Request) (link.Response, error) {
@@ -155,7 +177,11 @@ func (d *Daemon) fromWorker(w *worker, r link.Request) (link.Response, error) {
 	select {
 	case <-w.greeted: // the first events may overtake the answer to hello
 	case <-w.conn.Done():
-		return link.Response{}, w.conn.Err()
+		select {
+		case <-w.greeted: // its last words count
+		default:
+			return link.Response{}, w.conn.Err()
+		}
 	}
 	if err := d.bus.deliver(w.machine, w.hello.Source, e.Events, w.ack); err != nil {
 		d.log.Error("worker sends what it must not, its connection is closed", "worker", w.name, "machine", w.machine, "error", err)
@@ -202,7 +228,7 @@ func (w *worker) wake() {
 	}
 }
 
-// end stops the worker: its machine is gone.
+// end stops the worker, for its machine is gone or it can't be used, and tells what it had not told.
 func (w *worker) end() {
 	if w == nil {
 		return
@@ -211,6 +237,11 @@ func (w *worker) end() {
 	w.proc.Kill()
 	<-w.proc.Done()
 	w.proc.Close()
+	w.conn.Settle() // what came of it is taken
+	w.bury(w)
+	if w.tally != nil {
+		w.tally.Close()
+	}
 }
 
 // socketFile takes a socket's descriptor out of Go's hands, to give it away.

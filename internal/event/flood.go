@@ -30,6 +30,11 @@ type Flood struct {
 	held  []*floodSort // that hold an event back, oldest first
 	lost  int64
 	armed bool
+
+	// Waiting, where it is set, is told how many events are held back or lost and not told of, whenever that changes. It is
+	// called with a lock held.
+	Waiting func(int64)
+	waiting int64
 }
 
 // Alike says how an event is joined with others.
@@ -43,6 +48,7 @@ type floodSort struct {
 	left int
 	seen time.Time
 	held *Event
+	n    int64 // events that were joined to it, itself among them
 }
 
 // NewFlood makes a Flood whose losses are told in the name of source. emit is called with a lock held: it must not
@@ -61,6 +67,7 @@ func (f *Flood) Emit(a Alike, e Event) {
 	if s == nil {
 		if f.arm(); len(f.sorts) >= floodSorts && !a.Always {
 			f.lost++
+			f.wait(1)
 			return
 		}
 		s = &floodSort{}
@@ -73,12 +80,22 @@ func (f *Flood) Emit(a Alike, e Event) {
 	switch {
 	case s.held != nil:
 		s.join(a.Sum, e)
+		f.wait(1)
 	case s.left > 0:
 		s.left--
 		f.emit(e)
 	default:
-		s.held = &e
+		s.held, s.n = &e, 1
 		f.held = append(f.held, s)
+		f.wait(1)
+	}
+}
+
+// wait counts what waits.
+func (f *Flood) wait(n int64) {
+	f.waiting += n
+	if f.Waiting != nil {
+		f.Waiting(f.waiting)
 	}
 }
 
@@ -98,6 +115,7 @@ func (s *floodSort) join(sum []string, e Event) {
 		e.Fields[name] = total
 	}
 	s.held = &e
+	s.n++
 }
 
 // arm sets the clock. No clock runs while nothing is held and no sort is remembered.
@@ -129,11 +147,13 @@ func (f *Flood) flush(most int) {
 	n := min(most, len(f.held))
 	for _, s := range f.held[:n] {
 		f.emit(*s.held)
-		s.held = nil
+		f.wait(-s.n)
+		s.held, s.n = nil, 0
 	}
 	f.held = append(f.held[:0], f.held[n:]...)
 	if f.lost > 0 {
 		f.emit(Event{Kind: EventsLost, Fields: Fields{"count": f.lost, "source": f.source, "reason": "more sorts of events at one time than are told apart"}})
+		f.wait(-f.lost)
 		f.lost = 0
 	}
 }

@@ -186,7 +186,7 @@ var Kinds = map[Kind]Schema{
 	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event until the network was cut"}}},
 	QuarantineOff:  {"a machine was let back on the network", nil},
 	AccessCall:     {"somebody asked vigia for something", []Field{{"call", String, "the API method"}, {"uid", Int, "of the caller"}, {"pid", Int, "of the caller"}, {"subject", String, "the machine or image named"}, {"error", String, "why it was refused or failed"}, {"count", Int, "how many like it, where questions that change nothing are coalesced"}}},
-	EventsLost:     {"events could not be kept", []Field{{"count", Int, "how many"}, {"source", String, "the process that had to drop them"}, {"reason", String, ""}}},
+	EventsLost:     {"events could not be kept", []Field{{"count", Int, "how many; absent where that can't be known"}, {"source", String, "whose they were: guard, gate or daemon, or the first part of their ids"}, {"reason", String, ""}}},
 	VigiaStarted:   {"the daemon began", []Field{{"version", String, ""}, {"unclean", Bool, "the last one did not say good-bye"}}},
 	VigiaStopped:   {"the daemon ended as asked", nil},
 	WorkerDied:     {"a guard or gate ended unasked", []Field{{"worker", String, "guard or gate"}, {"reason", String, ""}}},

@@ -46,6 +46,9 @@ func Main(version string) error {
 	}
 	footprint.TrimLater()
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
+	if err := w.Count(); err != nil {
+		return err
+	}
 	return w.Serve(context.Background(), control)
 }
 
@@ -84,6 +87,8 @@ func (g *Gate) handle(ctx context.Context, r link.Request) (link.Response, error
 			return link.Response{}, err
 		}
 		return link.Response{}, n.SetRules(rules.Rules)
+	case link.CallEnding: // QEMU is gone: what is open ends, and what was counted is told
+		return link.Response{}, n.Close()
 	case link.CallGateStatus:
 		return link.Response{Body: status(n.Stats())}, nil
 	}
@@ -116,7 +121,7 @@ func (g *Gate) configure(r link.Request) error {
 	}
 	g.out.SetMachine(cfg.Name)
 	made, err := network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
-		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Quarantined: cfg.Quarantined}, g.out.Emit)
+		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Quarantined: cfg.Quarantined, Held: g.out.Held}, g.out.Emit)
 	if err != nil {
 		for _, l := range listeners {
 			if l.TCP != nil {

@@ -73,7 +73,11 @@ func Main(version string) error {
 	}
 	footprint.TrimLater()
 	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
+	g.flood.Waiting = g.out.Held
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
+	if err := w.Count(); err != nil {
+		return err
+	}
 	return w.Serve(g.ctx, l)
 }
 

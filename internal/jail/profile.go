@@ -89,6 +89,7 @@ var Guard = Profile{
 		{"kernel profile", "for reading"},
 		{"clocks", "schedstat of the threads of virtual CPUs, for reading"},
 		{"console log", "its beginning and its two ends, for writing"},
+		{"tally", "a page of sealed size in which it counts the events it has not told: its sudden end hides nothing"},
 		{"event descriptors", "of the Go runtime's poller"},
 		{"sockets", "to the daemon, to QEMU (QMP, console, agent), and the listening NBD socket"},
 	},
@@ -107,6 +108,7 @@ var Gate = Profile{
 		{"standard input, output, error", "null, and its log"},
 		{"sockets", "to the daemon, to QEMU's netdev, and listeners for published ports, made by the daemon"},
 		{"capture", "a pipe to the daemon, while one is asked for"},
+		{"tally", "a page of sealed size in which it counts the events it has not told: its sudden end hides nothing"},
 		{"event descriptors", "of the Go runtime's poller"},
 	},
 }

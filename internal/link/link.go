@@ -99,19 +99,30 @@ type Conn struct {
 	served map[uint64]context.CancelFunc // calls of the other side that run here
 	err    error
 	done   chan struct{}
+
+	received chan struct{}  // closed when nothing more is read
+	serving  sync.WaitGroup // handlers that run
 }
 
 // New begins to serve the connection. handler may be nil for a side that answers nothing.
 func New(sock *net.UnixConn, handler Handler) *Conn {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Conn{sock: sock, handler: handler, ctx: ctx, cancel: cancel,
-		slots: make(chan struct{}, MaxInFlight), calls: map[uint64]chan answer{}, served: map[uint64]context.CancelFunc{}, done: make(chan struct{})}
+		slots: make(chan struct{}, MaxInFlight), calls: map[uint64]chan answer{}, served: map[uint64]context.CancelFunc{},
+		done: make(chan struct{}), received: make(chan struct{})}
 	go c.receive()
 	return c
 }
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Settle waits until nothing of the other side is worked on here any more: the connection has ended, all that came before
+// is read, and its handlers have returned.
+func (c *Conn) Settle() {
+	<-c.received
+	c.serving.Wait()
+}
 
 // Err says why the connection ended; nil while it lives.
 func (c *Conn) Err() error {
@@ -262,6 +273,7 @@ func (r *fdReader) take(oob []byte) error {
 }
 
 func (c *Conn) receive() {
+	defer close(c.received)
 	in := &fdReader{sock: c.sock}
 	buffered := bufio.NewReaderSize(in, 64<<10)
 	for {
@@ -353,8 +365,10 @@ func (c *Conn) serve(f frame, files []*os.File) {
 		c.fail(fmt.Errorf("%w: call %d comes twice", ErrProtocol, f.ID))
 		return
 	}
+	c.serving.Add(1)
 	go func() {
 		defer func() {
+			defer c.serving.Done()
 			cancel()
 			c.mu.Lock()
 			delete(c.served, f.ID)

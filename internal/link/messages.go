@@ -15,7 +15,8 @@ const (
 	CallConfigure = "configure" // GuardConfig or GateConfig, once in a worker's life
 	CallAck       = "ack"       // Ack: events up to here are in the ledger
 
-	CallDrain = "drain" // returns once every event is delivered
+	CallDrain  = "drain"  // returns once every event is delivered
+	CallEnding = "ending" // tells what was held back, once QEMU is gone; of a guard → machine.Ending
 
 	// Both workers, to the daemon.
 	CallEvents = "events" // Events
@@ -28,7 +29,6 @@ const (
 	CallResume      = "resume"
 	CallPowerDown   = "powerdown"
 	CallQuit        = "quit"
-	CallEnding      = "ending" // → machine.Ending, once QEMU is gone
 	CallGuardStatus = "status" // → GuardStatus
 	CallRAM         = "ram"    // → the RAM file's descriptor, for a guard to come
 	CallProcesses   = "processes"

@@ -31,6 +31,8 @@ type Outbox struct {
 	seq   uint64
 	queue []event.Event // unacknowledged, oldest first
 	lost  int64
+	held  int64 // events that wait before this outbox, to be joined
+	tally *Tally
 	// delivered is the highest sequence number that a daemon has taken.
 	delivered uint64
 	signal    chan struct{}
@@ -41,6 +43,27 @@ func NewOutbox(machine string) *Outbox {
 	var b [8]byte
 	rand.Read(b[:])
 	return &Outbox{source: hex.EncodeToString(b[:]), machine: machine, now: time.Now, signal: make(chan struct{}, 1)}
+}
+
+// KeepTally notes from now on in t what is not in the ledger yet.
+func (o *Outbox) KeepTally(t *Tally) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.tally = t
+	o.count()
+}
+
+// Held notes how many events wait before this outbox: they have no number yet, and die with the process too.
+func (o *Outbox) Held(n int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held = n
+	o.count()
+}
+
+// count brings the tally up to date; the lock is held. Kept is all before the queue.
+func (o *Outbox) count() {
+	o.tally.Set(Count{Given: o.seq, Kept: o.seq - uint64(len(o.queue)), Untold: uint64(o.lost + o.held)})
 }
 
 // Source is the first part of the ids of this outbox's events.
@@ -57,6 +80,7 @@ func (o *Outbox) SetMachine(name string) {
 func (o *Outbox) Emit(kind event.Kind, fields event.Fields) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer o.count()
 	limit := OutboxSize
 	if bulk(kind, fields) {
 		limit = LowWater
@@ -168,4 +192,5 @@ func (o *Outbox) Ack(seq uint64) {
 	clear(o.queue[rest:])
 	o.queue = o.queue[:rest]
 	o.reportLost()
+	o.count()
 }

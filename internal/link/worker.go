@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vigia/internal/event"
 )
 
@@ -22,6 +24,7 @@ type Worker struct {
 	Outbox *Outbox
 	Hello  func() Hello
 	Handle Handler
+	Tally  *os.File // handed to each daemon with the hello
 
 	mu   sync.Mutex
 	conn *Conn
@@ -80,7 +83,8 @@ func (w *Worker) adopt(ctx context.Context, sock *net.UnixConn) {
 func (w *Worker) handle(ctx context.Context, r Request) (Response, error) {
 	switch r.Method {
 	case CallHello:
-		return Response{Body: w.Hello()}, nil
+		files, err := duplicates(w.Tally)
+		return Response{Body: w.Hello(), Files: files}, err
 	case CallAck:
 		var a Ack
 		if err := r.Decode(&a); err != nil {
@@ -92,6 +96,22 @@ func (w *Worker) handle(ctx context.Context, r Request) (Response, error) {
 		return Response{}, w.Outbox.Drained(ctx)
 	}
 	return w.Handle(ctx, r)
+}
+
+// duplicates are descriptors to give away.
+func duplicates(files ...*os.File) (out []*os.File, err error) {
+	for _, f := range files {
+		if f == nil {
+			continue
+		}
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			closeAll(out)
+			return nil, err
+		}
+		out = append(out, os.NewFile(uintptr(fd), f.Name()))
+	}
+	return out, nil
 }
 
 // encode drops what does not keep to its kind's table: a mistake of ours must not block the events behind it.
@@ -109,8 +129,23 @@ func encode(batch []event.Event) Events {
 	return out
 }
 
-// controlFD is where the daemon puts the listening socket on which daemons come to a worker.
-const controlFD = 3
+// Where the daemon puts the listening socket on which daemons come to a worker, and its tally.
+const (
+	controlFD = 3
+	tallyFD   = 4
+)
+
+// Count makes the worker's outbox keep the tally that the daemon has given it.
+func (w *Worker) Count() error {
+	f := os.NewFile(tallyFD, "tally")
+	t, err := OpenTally(f, w.Outbox.Source())
+	if err != nil {
+		return err
+	}
+	w.Tally = f
+	w.Outbox.KeepTally(t)
+	return nil
+}
 
 // Control takes over the worker's control socket. Its name stays: the next daemon finds the worker by it.
 func Control() (*net.UnixListener, error) {

@@ -78,6 +78,8 @@ type Config struct {
 	Dial        Dial                           // default: real sockets
 	OnFirstDrop func(time.Time)                // called once in each quarantine, at the first frame it drops
 	Limits      Limits
+	// Held is told how many events are counted and not told yet, whenever that changes; it must not block.
+	Held func(int64)
 }
 
 // Limits are ceilings on what one guest, or the outside, can make the gate hold. A zero field means its default.
@@ -195,6 +197,7 @@ func New(cfg Config, emit func(event.Kind, event.Fields)) (*Network, error) {
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.wire = wire{guestMAC: [6]byte(cfg.MAC), gatewayMAC: [6]byte(cfg.GatewayMAC), guest: n.guest.As4(), gateway: cfg.Gateway.As4()}
 	n.report = newReporter(emit, cfg.Limits.EventRate)
+	n.report.held = cfg.Held
 	n.names = newNameTable(cfg.Limits.Names)
 	n.hosts = newHostAddrs(cfg.HostAddrs)
 	n.flows = newFlowTable(cfg.Limits.Flows, cfg.Limits.Pending)

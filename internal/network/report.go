@@ -24,6 +24,9 @@ type reporter struct {
 	lost   map[event.Kind]int64
 	total  int64
 	closed bool
+
+	waiting int64 // counted and not told yet
+	held    func(int64)
 }
 
 type refusal struct {
@@ -60,6 +63,7 @@ func (r *reporter) denied(why reason, detail string, k flowKey, name string) {
 	}
 	if t := r.refuse[like]; t != nil {
 		t.count++
+		r.wait(1)
 		return
 	}
 	if len(r.refuse) >= refusalsKept || !r.fresh.Allow() {
@@ -67,6 +71,7 @@ func (r *reporter) denied(why reason, detail string, k flowKey, name string) {
 		name = ""
 		if t := r.refuse[like]; t != nil {
 			t.count++
+			r.wait(1)
 			return
 		}
 	}
@@ -111,7 +116,16 @@ func (r *reporter) limited(kind event.Kind, l *rate.Limiter, f event.Fields) {
 	}
 	r.lost[kind]++
 	r.total++
+	r.wait(1)
 	r.arm()
+}
+
+// wait counts what waits to be told.
+func (r *reporter) wait(n int64) {
+	r.waiting += n
+	if r.held != nil {
+		r.held(r.waiting)
+	}
 }
 
 // arm sets the clock for the next counts. No clock runs while there is nothing to count.
@@ -141,10 +155,12 @@ func (r *reporter) flush() {
 			continue
 		}
 		r.tell(like, t.count, t.name)
+		r.wait(-t.count)
 		t.count = 0
 	}
 	for kind, count := range r.lost {
 		r.emit(event.EventsLost, event.Fields{"count": count, "source": "gate", "reason": "more " + string(kind) + " events than its rate"})
+		r.wait(-count)
 		delete(r.lost, kind)
 	}
 }

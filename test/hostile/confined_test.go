@@ -143,6 +143,9 @@ func (h *host) holds(m *vigiav1.Machine, role string) []hold {
 	const std, events = "standard input, output, error", "event descriptors"
 	all := []hold{{std, "/dev/null", true, 1}, {std, filepath.Join(dir, role+".log"), true, 2},
 		{events, "anon_inode:*eventpoll*", true, 4}, {events, "anon_inode:*eventfd*", true, 1024}}
+	if role != "qemu" {
+		all = append(all, hold{"tally", "/memfd:tally (deleted)", true, 1})
+	}
 	switch role {
 	case "qemu":
 		all = append(all, hold{"guest memory", ram, true, 1}, hold{events, "anon_inode:*signalfd*", true, 1})

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"vigia/internal/api"
 	"vigia/internal/api/vigiav1"
@@ -430,3 +431,5 @@ func mustRun(t *testing.T, name string, args ...string) {
 	}
 	t.Skipf("no %s: run script/setup", name)
 }
+
+func field(e *vigiav1.Event, name string) *structpb.Value { return e.Fields.GetFields()[name] }
