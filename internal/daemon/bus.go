@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -91,31 +90,22 @@ func (b *bus) exchange(rules []policy.Rule) error {
 	return nil
 }
 
-// untoldFor is how old a decision may be that the last daemon took and did not live to tell.
-const untoldFor = 10 * time.Minute
-
 // rebuild puts rules in force at a start, and lets them see the recent past from the ledger: a sequence that began
-// before a restart is not forgotten. It returns the decisions of the last minutes for which no alert was told: the last
-// daemon died between the two.
-func (b *bus) rebuild(ctx context.Context, l *ledger.Log, rules []policy.Rule) ([]policy.Decision, error) {
+// before a restart is not forgotten. It returns what the last daemon left undone.
+func (b *bus) rebuild(ctx context.Context, l *ledger.Log, rules []policy.Rule) (unfinished, error) {
 	engine := policy.NewEngine(rules)
-	var open []policy.Decision
+	var u unfinished
 	err := eachRecent(ctx, l, func(e event.Event) {
-		open = append(open, engine.Event(e)...)
-		if e.Kind == event.PolicyAlert {
-			open = slices.DeleteFunc(open, func(d policy.Decision) bool {
-				return d.Machine == e.Machine && d.Rule == e.Fields["rule"]
-			})
-		}
+		u.decided = append(u.decided, engine.Event(e)...)
+		u.follow(e)
 	})
 	if err != nil {
-		return nil, err
+		return unfinished{}, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.engine = engine
-	now := b.now()
-	return slices.DeleteFunc(open, func(d policy.Decision) bool { return now.Sub(d.Time) > untoldFor }), nil
+	return u, nil
 }
 
 // eachRecent gives the events at the ledger's end: more than any worker's outbox holds.

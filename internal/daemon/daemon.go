@@ -62,6 +62,7 @@ type Daemon struct {
 	images      *image.Store
 	bus         *bus
 	asked       *event.Flood // calls that change nothing
+	left        unfinished   // by the last daemon
 	groups      *jail.Tree
 	qemu        string // the program
 	accelerator string
@@ -91,6 +92,7 @@ func Run(ctx context.Context, opts Options) error {
 	var kept uint64
 	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepHead(&kept) })
 	d.spawn(func() { d.respondAll(ctx) })
+	d.finish(d.left, time.Now())
 	if opts.Ready != nil {
 		opts.Ready()
 	}
@@ -209,7 +211,7 @@ func (d *Daemon) openLedger(back *undo) error {
 		l.Close(d.ctx)
 		return fmt.Errorf("ledger: %w", err)
 	}
-	untold, err := d.bus.rebuild(d.ctx, l, d.rules)
+	d.left, err = d.bus.rebuild(d.ctx, l, d.rules)
 	if err != nil {
 		l.Close(d.ctx)
 		return fmt.Errorf("ledger: %w", err)
@@ -219,9 +221,6 @@ func (d *Daemon) openLedger(back *undo) error {
 	if err != nil {
 		l.Close(d.ctx)
 		return err
-	}
-	for _, p := range untold {
-		d.decided(p)
 	}
 	writing, stop := context.WithCancel(context.WithoutCancel(d.ctx))
 	done := make(chan struct{})

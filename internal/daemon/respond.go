@@ -91,6 +91,8 @@ func (d *Daemon) decided(p policy.Decision) {
 	case d.responses <- p:
 	default:
 		d.log.Error("more alerts than can be answered, one is dropped", "rule", p.Rule, "machine", p.Machine)
+		go d.asked.Emit(event.Alike{Sort: "dropped " + p.Rule + " " + p.Machine, Sum: []string{"count"}}, event.Event{Machine: p.Machine, Kind: event.ResponseFailed,
+			Fields: event.Fields{"response": "alert", "rule": p.Rule, "reason": "more alerts at one time than can be answered"}})
 	}
 }
 
@@ -111,6 +113,10 @@ func (d *Daemon) respond(ctx context.Context, p policy.Decision) {
 	d.bus.emit(p.Machine, event.PolicyAlert, event.Fields{"rule": p.Rule, "title": p.Title, "severity": string(p.Severity),
 		"events": p.Events, "respond": p.Respond})
 	d.log.Warn("alert", "rule", p.Rule, "machine", p.Machine, "severity", p.Severity)
+	d.carryOutAll(ctx, p)
+}
+
+func (d *Daemon) carryOutAll(ctx context.Context, p policy.Decision) {
 	ordered := slices.Clone(p.Respond)
 	slices.SortStableFunc(ordered, func(a, b string) int { return urgency(a) - urgency(b) })
 	for _, r := range ordered {
@@ -126,6 +132,9 @@ func (d *Daemon) carryOut(ctx context.Context, p policy.Decision, response strin
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err := d.act(ctx, p, response)
+	if err != nil && d.ctx.Err() != nil {
+		return // the next daemon finds it unfinished
+	}
 	if err != nil {
 		d.log.Error("a response failed", "response", response, "rule", p.Rule, "machine", p.Machine, "error", err)
 		d.bus.emit(p.Machine, event.ResponseFailed, event.Fields{"response": response, "rule": p.Rule, "reason": event.Text([]byte(err.Error()))})
@@ -148,7 +157,10 @@ func (d *Daemon) act(ctx context.Context, p policy.Decision, response string) er
 	case "pause":
 		return m.pause(ctx, "rule "+p.Rule)
 	case "stop":
-		return m.stop(ctx, false, graceTime)
+		if err := m.stop(ctx, false, graceTime); m.running() != nil {
+			return err
+		}
+		return nil // it does not run, which is what was wanted
 	}
 	return errors.New("unknown response")
 }
