@@ -26,8 +26,11 @@ import (
 // SocketName is the API socket's file name in the state directory.
 const SocketName = "api.sock"
 
-// MaxMessage bounds one request or response, in bytes.
-const MaxMessage = 4 << 20
+// MaxMessage bounds one request or response, in bytes; MaxView the response of a view, whose rows a guest may make many.
+const (
+	MaxMessage = 4 << 20
+	MaxView    = 128 << 20
+)
 
 // ErrNoDaemon is returned by every call when nothing listens on the state directory's socket.
 var ErrNoDaemon = errors.New("no vigia daemon runs here")
@@ -78,7 +81,7 @@ func Dial(state string) *Client {
 	return &Client{
 		State:    state,
 		Machines: vigiav1connect.NewMachinesClient(hc, base, limit),
-		Views:    vigiav1connect.NewViewsClient(hc, base, limit),
+		Views:    vigiav1connect.NewViewsClient(hc, base, connect.WithReadMaxBytes(MaxView)),
 		Images:   vigiav1connect.NewImagesClient(hc, base, limit),
 		Events:   vigiav1connect.NewEventsClient(hc, base, limit),
 		Policy:   vigiav1connect.NewPolicyClient(hc, base, limit),

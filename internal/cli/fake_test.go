@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -319,7 +320,11 @@ func (v fakeViews) Processes(_ context.Context, req machineReq) (*connect.Respon
 	return connect.NewResponse(&vigiav1.ProcessesResponse{Processes: []*vigiav1.Process{
 		{Pid: 1, Comm: "systemd", Cmdline: "/sbin/init", Exe: "/usr/lib/systemd/systemd", CpuSeconds: 1.256, Start: timestamppb.New(epoch), State: "S", Threads: 1},
 		{Pid: 2, Comm: "kthreadd", Kernel: true, State: "S", Threads: 1},
-		{Pid: 666, Ppid: 1, Uid: 1000, Comm: hostile, Cmdline: hostile, Exe: "/usr/sbin/john", CpuSeconds: 4000, State: "R", Threads: 2},
+		{Pid: 666, Ppid: 300, Uid: 1000, Comm: hostile, Cmdline: hostile, Exe: "/usr/sbin/john", CpuSeconds: 4000, State: "R", Threads: 2},
+		{Pid: 300, Ppid: 1, Uid: 0, Suid: 33, Gid: 33, Comm: "sshd", Exe: "/usr/sbin/sshd", State: "S", Threads: 1, Groups: []uint32{7, 42},
+			Capabilities: &vigiav1.Capabilities{Effective: []string{"all"}, Ambient: []string{"cap_net_raw", "cap_kill"}},
+			Namespaces:   &vigiav1.Namespaces{Pid: 4026532171, Net: 4026531840}, NamespacePid: 7,
+			Cgroup: "/system.slice/docker-0123.scope", Container: "0123", ContainerRuntime: "docker", Unknown: []string{"start"}},
 	}}), nil
 }
 
@@ -339,6 +344,41 @@ func (v fakeViews) Check(_ context.Context, req machineReq) (*connect.Response[v
 			Listed: []string{"pid table"}, Missing: []string{"task list"}, Pid: 666, Comm: hostile}}
 	}
 	return connect.NewResponse(res), nil
+}
+
+func (v fakeViews) Sockets(_ context.Context, req machineReq) (*connect.Response[vigiav1.SocketsResponse], error) {
+	return connect.NewResponse(&vigiav1.SocketsResponse{Sockets: []*vigiav1.Socket{
+		{Protocol: "tcp", Local: "0.0.0.0:22", State: "listen", Pid: 300, Comm: "sshd", Fd: 3, Owner: "process", Inode: 4711, NetNamespace: 4026531840},
+		{Protocol: "tcp", Local: "10.0.2.15:22", Remote: "10.0.2.2:40000", State: "time-wait", Fd: -1, Owner: "none", Unknown: []string{"uid"}},
+		{Protocol: "unix", Local: "/run/" + hostile, State: "listen", Pid: 666, Comm: hostile, Fd: 4, Owner: "process", Uid: 1000},
+	}}), nil
+}
+
+func (v fakeViews) Files(_ context.Context, req *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.FilesResponse], error) {
+	all := []*vigiav1.File{
+		{Pid: 300, Comm: "sshd", Type: "character", Path: "/dev/null", Mode: "rw", Filesystem: "devtmpfs", Inode: 4},
+		{Pid: 666, Comm: hostile, Fd: 3, Type: "file", Path: hostile + " (deleted)", Mode: "w", Position: 12, Deleted: true, Filesystem: "tmpfs", Inode: 9},
+		{Pid: 666, Comm: hostile, Fd: 4, Unknown: []string{"type", "path", "inode"}},
+	}
+	return connect.NewResponse(&vigiav1.FilesResponse{Files: slices.DeleteFunc(all, func(f *vigiav1.File) bool {
+		return req.Msg.GetPid() != 0 && f.GetPid() != req.Msg.GetPid()
+	})}), nil
+}
+
+func (v fakeViews) Maps(_ context.Context, req *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.MapsResponse], error) {
+	if req.Msg.GetPid() != 300 {
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such process"))
+	}
+	return connect.NewResponse(&vigiav1.MapsResponse{Regions: []*vigiav1.Region{
+		{Start: 0x55d0c0000000, End: 0x55d0c0010000, Permissions: "r-xp", Offset: 0x1000, File: "/usr/sbin/sshd", Inode: 77, Kind: "file"},
+		{Start: 0x7f0000000000, End: 0x7f0000002000, Permissions: "rwxp", Kind: "anonymous", Marks: []string{"anonymous-executable", "writable-executable"}},
+	}}), nil
+}
+
+func (v fakeViews) Kernel(context.Context, machineReq) (*connect.Response[vigiav1.KernelResponse], error) {
+	return connect.NewResponse(&vigiav1.KernelResponse{Banner: "Linux version 6.1.0-56-cloud-amd64", Version: "6.1.0-56-cloud-amd64", PhysicalBase: 0x1000000,
+		VirtualSlide: 0x12000000, PagingLevels: 5, CommandLine: "console=ttyS0 " + hostile, Taint: 4097, Taints: []string{"proprietary-module", "out-of-tree-module"},
+		UptimeSeconds: 61.4, Processes: 3, Unknown: []string{"time"}, Missing: []string{"files: no field fdtable.max_fds"}}), nil
 }
 
 type fakeImages struct {

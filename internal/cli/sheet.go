@@ -51,6 +51,13 @@ func oneArg(name string) cobra.PositionalArgs { return wantArgs(name) }
 
 func twoArgs(first, second string) cobra.PositionalArgs { return wantArgs(first, second) }
 
+// argsBetween wants the first least of what it names, and takes the others.
+func argsBetween(least int, names ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		return wantArgs(names[:max(least, min(len(args), len(names)))]...)(c, args)
+	}
+}
+
 func wantArgs(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) < len(names) {

@@ -145,8 +145,9 @@ func (a access) note(ctx context.Context, procedure string, message any, err err
 func onlyAsks(procedure string) bool {
 	switch procedure {
 	case vigiav1connect.MachinesListProcedure, vigiav1connect.MachinesShowProcedure, vigiav1connect.MachinesConsoleLogProcedure,
-		vigiav1connect.ViewsProcessesProcedure, vigiav1connect.ViewsModulesProcedure, vigiav1connect.ViewsCheckProcedure, vigiav1connect.ImagesListProcedure,
-		vigiav1connect.EventsListProcedure, vigiav1connect.PolicyListProcedure, vigiav1connect.LedgerHeadProcedure,
+		vigiav1connect.ViewsProcessesProcedure, vigiav1connect.ViewsModulesProcedure, vigiav1connect.ViewsSocketsProcedure,
+		vigiav1connect.ViewsFilesProcedure, vigiav1connect.ViewsMapsProcedure, vigiav1connect.ViewsKernelProcedure,
+		vigiav1connect.ViewsCheckProcedure, vigiav1connect.ImagesListProcedure, vigiav1connect.EventsListProcedure, vigiav1connect.PolicyListProcedure, vigiav1connect.LedgerHeadProcedure,
 		vigiav1connect.DaemonInfoProcedure:
 		return true
 	}

@@ -18,76 +18,8 @@ import (
 	"vigia/internal/api/vigiav1"
 	"vigia/internal/event"
 	"vigia/internal/image"
-	"vigia/internal/link"
 	"vigia/internal/vm"
 )
-
-type viewsServer struct{ d *Daemon }
-
-// Processes is `ps` from outside: the guard reads the guest's memory.
-func (s viewsServer) Processes(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ProcessesResponse], error) {
-	m, err := s.d.machine(r.Msg.Name)
-	if err != nil {
-		return nil, err
-	}
-	var list []link.Process
-	if _, err := m.callGuard(ctx, link.CallProcesses, nil, &list); err != nil {
-		return nil, err
-	}
-	out := &vigiav1.ProcessesResponse{}
-	for _, p := range list {
-		row := &vigiav1.Process{Pid: p.PID, Ppid: p.PPID, Uid: p.UID, Comm: p.Comm, Cmdline: p.Cmdline, Exe: p.Exe,
-			CpuSeconds: p.CPUSeconds, State: p.State, Threads: int32(p.Threads), Kernel: p.Kernel}
-		if !p.Start.IsZero() {
-			row.Start = timestamppb.New(p.Start)
-		}
-		out.Processes = append(out.Processes, row)
-	}
-	return connect.NewResponse(out), nil
-}
-
-// Modules lists the guest kernel's modules.
-func (s viewsServer) Modules(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ModulesResponse], error) {
-	m, err := s.d.machine(r.Msg.Name)
-	if err != nil {
-		return nil, err
-	}
-	var list []link.Module
-	if _, err := m.callGuard(ctx, link.CallModules, nil, &list); err != nil {
-		return nil, err
-	}
-	out := &vigiav1.ModulesResponse{}
-	for _, p := range list {
-		out.Modules = append(out.Modules, &vigiav1.Module{Name: p.Name, Address: p.Address, Size: p.Size})
-	}
-	return connect.NewResponse(out), nil
-}
-
-// Check has the guard make all checks at once.
-func (s viewsServer) Check(ctx context.Context, r *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error) {
-	m, err := s.d.machine(r.Msg.Name)
-	if err != nil {
-		return nil, err
-	}
-	var report link.CheckReport
-	if _, err := m.callGuard(ctx, link.CallCheck, nil, &report); err != nil {
-		return nil, err
-	}
-	out := &vigiav1.CheckResponse{TookMs: report.TookMS, Dropped: int32(report.Dropped)}
-	for _, f := range report.Findings {
-		row := &vigiav1.Finding{Kind: f.Kind, Subject: f.Subject, Detail: f.Detail, Severity: f.Severity, Listed: f.Listed, Missing: f.Missing,
-			Pid: f.PID, Comm: f.Comm, Exe: f.Exe}
-		for _, e := range f.Evidence {
-			row.Evidence = append(row.Evidence, &vigiav1.Evidence{Address: e.Address, Bytes: hex.EncodeToString(e.Bytes),
-				Expected: hex.EncodeToString(e.Expected), Note: e.Note})
-		}
-		out.Findings = append(out.Findings, row)
-	}
-	for _, v := range report.Views {
-		out.Views = append(out.Views, &vigiav1.CheckedView{Check: v.Check, Name: v.Name, Count: int64(v.Count), TookMs: v.TookMS, Unknown: v.Unknown})
-	}
-	return connect.NewResponse(out), nil
-}
 
 type imagesServer struct{ d *Daemon }
 

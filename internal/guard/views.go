@@ -1,9 +1,7 @@
 package guard
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"syscall"
@@ -145,41 +143,6 @@ func (v *views) busiest(period time.Duration) (busiest, bool) {
 		b.exe, b.cmdline = p.Exe, p.Cmdline
 	}
 	return b, true
-}
-
-func (g *Guard) processes(_ context.Context, r link.Request) (link.Response, error) {
-	closeFiles(r.Files)
-	guest, err := g.views.attach(time.Now())
-	if err != nil {
-		return link.Response{}, fmt.Errorf("nothing can be seen in this machine's memory: %w", err)
-	}
-	list, err := guest.Processes()
-	if err != nil {
-		return link.Response{}, err
-	}
-	out := make([]link.Process, len(list))
-	for i, p := range list {
-		out[i] = link.Process{PID: p.PID, PPID: p.PPID, UID: int64(p.UID), Comm: p.Comm, Cmdline: p.Cmdline, Exe: p.Exe,
-			CPUSeconds: p.CPUSeconds, Start: p.Start, State: p.State, Threads: p.Threads, Kernel: p.Kernel}
-	}
-	return link.Response{Body: out}, nil
-}
-
-func (g *Guard) modules(_ context.Context, r link.Request) (link.Response, error) {
-	closeFiles(r.Files)
-	guest, err := g.views.attach(time.Now())
-	if err != nil {
-		return link.Response{}, fmt.Errorf("nothing can be seen in this machine's memory: %w", err)
-	}
-	list, err := guest.Modules()
-	if err != nil {
-		return link.Response{}, err
-	}
-	out := make([]link.Module, len(list))
-	for i, m := range list {
-		out[i] = link.Module{Name: m.Name, Address: m.Address, Size: m.Size}
-	}
-	return link.Response{Body: out}, nil
 }
 
 func dup(f *os.File) (*os.File, error) {

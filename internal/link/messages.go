@@ -29,10 +29,14 @@ const (
 	CallResume      = "resume"
 	CallPowerDown   = "powerdown"
 	CallQuit        = "quit"
-	CallGuardStatus = "status" // → GuardStatus
-	CallRAM         = "ram"    // → the RAM file's descriptor, for a guard to come
-	CallProcesses   = "processes"
+	CallGuardStatus = "status"    // → GuardStatus
+	CallRAM         = "ram"       // → the RAM file's descriptor, for a guard to come
+	CallProcesses   = "processes" // the views, each with a pipe for its rows: ReadRows (rows.go, views.go)
 	CallModules     = "modules"
+	CallSockets     = "sockets"
+	CallFiles       = "files"          // OfProcess
+	CallMaps        = "maps"           // OfProcess
+	CallKernel      = "kernel"         // → System; no pipe
 	CallCheck       = "check"          // all checks, now → CheckReport
 	CallSchedule    = "check-schedule" // CheckSchedule
 	CallConsole     = "console"        // with a connected socket, which becomes the serial line
@@ -117,28 +121,6 @@ type GuardStatus struct {
 	Files         string `json:"files"` // "named (ext4)", or why not
 	Stalled       string `json:"stalled"`
 	Introspection string `json:"introspection"`
-}
-
-// Process is one row of `ps`, as the introspector found it.
-type Process struct {
-	PID        int64     `json:"pid"`
-	PPID       int64     `json:"ppid"`
-	UID        int64     `json:"uid"`
-	Comm       string    `json:"comm"`
-	Cmdline    string    `json:"cmdline"`
-	Exe        string    `json:"exe"`
-	CPUSeconds float64   `json:"cpu_seconds"`
-	Start      time.Time `json:"start"`
-	State      string    `json:"state"`
-	Threads    int       `json:"threads"`
-	Kernel     bool      `json:"kernel"`
-}
-
-// Module is one row of `modules`.
-type Module struct {
-	Name    string `json:"name"`
-	Address uint64 `json:"address"`
-	Size    uint64 `json:"size"`
 }
 
 // CheckSchedule says how often a guard looks for what should not be in the guest's memory; 0 is never.

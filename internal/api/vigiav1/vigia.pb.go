@@ -1498,20 +1498,37 @@ func (x *CaptureRequest) GetSnapLength() uint32 {
 }
 
 type Process struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	Ppid          int64                  `protobuf:"varint,2,opt,name=ppid,proto3" json:"ppid,omitempty"`
-	Uid           int64                  `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
-	Comm          string                 `protobuf:"bytes,4,opt,name=comm,proto3" json:"comm,omitempty"`
-	Cmdline       string                 `protobuf:"bytes,5,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
-	Exe           string                 `protobuf:"bytes,6,opt,name=exe,proto3" json:"exe,omitempty"`
-	CpuSeconds    float64                `protobuf:"fixed64,7,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
-	Start         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start,proto3" json:"start,omitempty"`
-	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
-	Threads       int32                  `protobuf:"varint,10,opt,name=threads,proto3" json:"threads,omitempty"`
-	Kernel        bool                   `protobuf:"varint,11,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Pid              int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Ppid             int64                  `protobuf:"varint,2,opt,name=ppid,proto3" json:"ppid,omitempty"`
+	Uid              int64                  `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Comm             string                 `protobuf:"bytes,4,opt,name=comm,proto3" json:"comm,omitempty"`
+	Cmdline          string                 `protobuf:"bytes,5,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
+	Exe              string                 `protobuf:"bytes,6,opt,name=exe,proto3" json:"exe,omitempty"`
+	CpuSeconds       float64                `protobuf:"fixed64,7,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
+	Start            *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start,proto3" json:"start,omitempty"`
+	State            string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	Threads          int32                  `protobuf:"varint,10,opt,name=threads,proto3" json:"threads,omitempty"`
+	Kernel           bool                   `protobuf:"varint,11,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Euid             int64                  `protobuf:"varint,12,opt,name=euid,proto3" json:"euid,omitempty"`
+	Suid             int64                  `protobuf:"varint,13,opt,name=suid,proto3" json:"suid,omitempty"`
+	Fsuid            int64                  `protobuf:"varint,14,opt,name=fsuid,proto3" json:"fsuid,omitempty"`
+	Gid              int64                  `protobuf:"varint,15,opt,name=gid,proto3" json:"gid,omitempty"`
+	Egid             int64                  `protobuf:"varint,16,opt,name=egid,proto3" json:"egid,omitempty"`
+	Sgid             int64                  `protobuf:"varint,17,opt,name=sgid,proto3" json:"sgid,omitempty"`
+	Fsgid            int64                  `protobuf:"varint,18,opt,name=fsgid,proto3" json:"fsgid,omitempty"`
+	Groups           []uint32               `protobuf:"varint,19,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	Capabilities     *Capabilities          `protobuf:"bytes,20,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Namespaces       *Namespaces            `protobuf:"bytes,21,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	NamespacePid     int64                  `protobuf:"varint,22,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"` // in its own pid namespace
+	Cgroup           string                 `protobuf:"bytes,23,opt,name=cgroup,proto3" json:"cgroup,omitempty"`                                  // path
+	Container        string                 `protobuf:"bytes,24,opt,name=container,proto3" json:"container,omitempty"`                            // id or name, where the cgroup's path tells
+	ContainerRuntime string                 `protobuf:"bytes,25,opt,name=container_runtime,json=containerRuntime,proto3" json:"container_runtime,omitempty"`
+	Unit             string                 `protobuf:"bytes,26,opt,name=unit,proto3" json:"unit,omitempty"`                                       // of systemd
+	StartSeconds     float64                `protobuf:"fixed64,27,opt,name=start_seconds,json=startSeconds,proto3" json:"start_seconds,omitempty"` // after boot
+	Unknown          []string               `protobuf:"bytes,28,rep,name=unknown,proto3" json:"unknown,omitempty"`                                 // names of the fields above that could not be read
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Process) Reset() {
@@ -1621,6 +1638,355 @@ func (x *Process) GetKernel() bool {
 	return false
 }
 
+func (x *Process) GetEuid() int64 {
+	if x != nil {
+		return x.Euid
+	}
+	return 0
+}
+
+func (x *Process) GetSuid() int64 {
+	if x != nil {
+		return x.Suid
+	}
+	return 0
+}
+
+func (x *Process) GetFsuid() int64 {
+	if x != nil {
+		return x.Fsuid
+	}
+	return 0
+}
+
+func (x *Process) GetGid() int64 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Process) GetEgid() int64 {
+	if x != nil {
+		return x.Egid
+	}
+	return 0
+}
+
+func (x *Process) GetSgid() int64 {
+	if x != nil {
+		return x.Sgid
+	}
+	return 0
+}
+
+func (x *Process) GetFsgid() int64 {
+	if x != nil {
+		return x.Fsgid
+	}
+	return 0
+}
+
+func (x *Process) GetGroups() []uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Process) GetCapabilities() *Capabilities {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Process) GetNamespaces() *Namespaces {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Process) GetNamespacePid() int64 {
+	if x != nil {
+		return x.NamespacePid
+	}
+	return 0
+}
+
+func (x *Process) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *Process) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *Process) GetContainerRuntime() string {
+	if x != nil {
+		return x.ContainerRuntime
+	}
+	return ""
+}
+
+func (x *Process) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *Process) GetStartSeconds() float64 {
+	if x != nil {
+		return x.StartSeconds
+	}
+	return 0
+}
+
+func (x *Process) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+// Capabilities: names as in capabilities(7), lower case; "all" alone where a set has every one.
+type Capabilities struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Effective     []string               `protobuf:"bytes,1,rep,name=effective,proto3" json:"effective,omitempty"`
+	Permitted     []string               `protobuf:"bytes,2,rep,name=permitted,proto3" json:"permitted,omitempty"`
+	Inheritable   []string               `protobuf:"bytes,3,rep,name=inheritable,proto3" json:"inheritable,omitempty"`
+	Bounding      []string               `protobuf:"bytes,4,rep,name=bounding,proto3" json:"bounding,omitempty"`
+	Ambient       []string               `protobuf:"bytes,5,rep,name=ambient,proto3" json:"ambient,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Capabilities) Reset() {
+	*x = Capabilities{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Capabilities) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Capabilities) ProtoMessage() {}
+
+func (x *Capabilities) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
+func (*Capabilities) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Capabilities) GetEffective() []string {
+	if x != nil {
+		return x.Effective
+	}
+	return nil
+}
+
+func (x *Capabilities) GetPermitted() []string {
+	if x != nil {
+		return x.Permitted
+	}
+	return nil
+}
+
+func (x *Capabilities) GetInheritable() []string {
+	if x != nil {
+		return x.Inheritable
+	}
+	return nil
+}
+
+func (x *Capabilities) GetBounding() []string {
+	if x != nil {
+		return x.Bounding
+	}
+	return nil
+}
+
+func (x *Capabilities) GetAmbient() []string {
+	if x != nil {
+		return x.Ambient
+	}
+	return nil
+}
+
+// Namespaces: inode numbers, as /proc/PID/ns has them; 0 is unknown.
+type Namespaces struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           uint64                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Mnt           uint64                 `protobuf:"varint,2,opt,name=mnt,proto3" json:"mnt,omitempty"`
+	Net           uint64                 `protobuf:"varint,3,opt,name=net,proto3" json:"net,omitempty"`
+	Uts           uint64                 `protobuf:"varint,4,opt,name=uts,proto3" json:"uts,omitempty"`
+	Ipc           uint64                 `protobuf:"varint,5,opt,name=ipc,proto3" json:"ipc,omitempty"`
+	User          uint64                 `protobuf:"varint,6,opt,name=user,proto3" json:"user,omitempty"`
+	Cgroup        uint64                 `protobuf:"varint,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	Time          uint64                 `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Namespaces) Reset() {
+	*x = Namespaces{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Namespaces) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Namespaces) ProtoMessage() {}
+
+func (x *Namespaces) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Namespaces.ProtoReflect.Descriptor instead.
+func (*Namespaces) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Namespaces) GetPid() uint64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Namespaces) GetMnt() uint64 {
+	if x != nil {
+		return x.Mnt
+	}
+	return 0
+}
+
+func (x *Namespaces) GetNet() uint64 {
+	if x != nil {
+		return x.Net
+	}
+	return 0
+}
+
+func (x *Namespaces) GetUts() uint64 {
+	if x != nil {
+		return x.Uts
+	}
+	return 0
+}
+
+func (x *Namespaces) GetIpc() uint64 {
+	if x != nil {
+		return x.Ipc
+	}
+	return 0
+}
+
+func (x *Namespaces) GetUser() uint64 {
+	if x != nil {
+		return x.User
+	}
+	return 0
+}
+
+func (x *Namespaces) GetCgroup() uint64 {
+	if x != nil {
+		return x.Cgroup
+	}
+	return 0
+}
+
+func (x *Namespaces) GetTime() uint64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+type ProcessRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pid           int64                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"` // files: 0 is every process
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessRequest) Reset() {
+	*x = ProcessRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessRequest) ProtoMessage() {}
+
+func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
+func (*ProcessRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ProcessRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProcessRequest) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type ProcessesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Processes     []*Process             `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
@@ -1630,7 +1996,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +2008,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +2021,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1676,7 +2042,7 @@ type Module struct {
 
 func (x *Module) Reset() {
 	*x = Module{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2054,7 @@ func (x *Module) String() string {
 func (*Module) ProtoMessage() {}
 
 func (x *Module) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2067,7 @@ func (x *Module) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Module.ProtoReflect.Descriptor instead.
 func (*Module) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Module) GetName() string {
@@ -1734,7 +2100,7 @@ type ModulesResponse struct {
 
 func (x *ModulesResponse) Reset() {
 	*x = ModulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2112,7 @@ func (x *ModulesResponse) String() string {
 func (*ModulesResponse) ProtoMessage() {}
 
 func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,12 +2125,656 @@ func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModulesResponse.ProtoReflect.Descriptor instead.
 func (*ModulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ModulesResponse) GetModules() []*Module {
 	if x != nil {
 		return x.Modules
+	}
+	return nil
+}
+
+type Socket struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Local         string                 `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
+	Remote        string                 `protobuf:"bytes,3,opt,name=remote,proto3" json:"remote,omitempty"`
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Pid           int64                  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"` // 0: none that is known; owner says more
+	Comm          string                 `protobuf:"bytes,6,opt,name=comm,proto3" json:"comm,omitempty"`
+	Fd            int32                  `protobuf:"varint,7,opt,name=fd,proto3" json:"fd,omitempty"`      // -1 where no process has it open
+	Owner         string                 `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"` // process, kernel, none, unknown
+	Uid           int64                  `protobuf:"varint,9,opt,name=uid,proto3" json:"uid,omitempty"`
+	Inode         uint64                 `protobuf:"varint,10,opt,name=inode,proto3" json:"inode,omitempty"`
+	NetNamespace  uint64                 `protobuf:"varint,11,opt,name=net_namespace,json=netNamespace,proto3" json:"net_namespace,omitempty"`
+	Unknown       []string               `protobuf:"bytes,12,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Socket) Reset() {
+	*x = Socket{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Socket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Socket) ProtoMessage() {}
+
+func (x *Socket) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Socket.ProtoReflect.Descriptor instead.
+func (*Socket) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Socket) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Socket) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Socket) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Socket) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Socket) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Socket) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *Socket) GetFd() int32 {
+	if x != nil {
+		return x.Fd
+	}
+	return 0
+}
+
+func (x *Socket) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Socket) GetUid() int64 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Socket) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *Socket) GetNetNamespace() uint64 {
+	if x != nil {
+		return x.NetNamespace
+	}
+	return 0
+}
+
+func (x *Socket) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+type SocketsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sockets       []*Socket              `protobuf:"bytes,1,rep,name=sockets,proto3" json:"sockets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SocketsResponse) Reset() {
+	*x = SocketsResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SocketsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SocketsResponse) ProtoMessage() {}
+
+func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SocketsResponse.ProtoReflect.Descriptor instead.
+func (*SocketsResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SocketsResponse) GetSockets() []*Socket {
+	if x != nil {
+		return x.Sockets
+	}
+	return nil
+}
+
+type File struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Comm          string                 `protobuf:"bytes,2,opt,name=comm,proto3" json:"comm,omitempty"`
+	Fd            int32                  `protobuf:"varint,3,opt,name=fd,proto3" json:"fd,omitempty"`
+	Type          string                 `protobuf:"bytes,4,opt,name=type,proto3" json:"type,omitempty"`
+	Path          string                 `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
+	Mode          string                 `protobuf:"bytes,6,opt,name=mode,proto3" json:"mode,omitempty"` // r, w, rw
+	Position      int64                  `protobuf:"varint,7,opt,name=position,proto3" json:"position,omitempty"`
+	Deleted       bool                   `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Filesystem    string                 `protobuf:"bytes,9,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	Inode         uint64                 `protobuf:"varint,10,opt,name=inode,proto3" json:"inode,omitempty"`
+	Unknown       []string               `protobuf:"bytes,11,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *File) Reset() {
+	*x = File{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*File) ProtoMessage() {}
+
+func (x *File) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use File.ProtoReflect.Descriptor instead.
+func (*File) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *File) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *File) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *File) GetFd() int32 {
+	if x != nil {
+		return x.Fd
+	}
+	return 0
+}
+
+func (x *File) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *File) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *File) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *File) GetPosition() int64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *File) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *File) GetFilesystem() string {
+	if x != nil {
+		return x.Filesystem
+	}
+	return ""
+}
+
+func (x *File) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *File) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+type FilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         []*File                `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FilesResponse) Reset() {
+	*x = FilesResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FilesResponse) ProtoMessage() {}
+
+func (x *FilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FilesResponse.ProtoReflect.Descriptor instead.
+func (*FilesResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *FilesResponse) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type Region struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	Permissions   string                 `protobuf:"bytes,3,opt,name=permissions,proto3" json:"permissions,omitempty"` // rwxp, rwxs
+	Offset        uint64                 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	File          string                 `protobuf:"bytes,5,opt,name=file,proto3" json:"file,omitempty"`
+	Inode         uint64                 `protobuf:"varint,6,opt,name=inode,proto3" json:"inode,omitempty"`
+	Kind          string                 `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`   // file, anonymous, heap, stack, vdso, special
+	Marks         []string               `protobuf:"bytes,8,rep,name=marks,proto3" json:"marks,omitempty"` // anonymous-executable, writable-executable, deleted
+	Unknown       []string               `protobuf:"bytes,9,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Region) Reset() {
+	*x = Region{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Region) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Region) ProtoMessage() {}
+
+func (x *Region) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Region.ProtoReflect.Descriptor instead.
+func (*Region) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Region) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Region) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Region) GetPermissions() string {
+	if x != nil {
+		return x.Permissions
+	}
+	return ""
+}
+
+func (x *Region) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Region) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Region) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *Region) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Region) GetMarks() []string {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
+func (x *Region) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+type MapsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Regions       []*Region              `protobuf:"bytes,1,rep,name=regions,proto3" json:"regions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapsResponse) Reset() {
+	*x = MapsResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapsResponse) ProtoMessage() {}
+
+func (x *MapsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapsResponse.ProtoReflect.Descriptor instead.
+func (*MapsResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *MapsResponse) GetRegions() []*Region {
+	if x != nil {
+		return x.Regions
+	}
+	return nil
+}
+
+type KernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Banner        string                 `protobuf:"bytes,1,opt,name=banner,proto3" json:"banner,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	PhysicalBase  uint64                 `protobuf:"varint,3,opt,name=physical_base,json=physicalBase,proto3" json:"physical_base,omitempty"`
+	VirtualSlide  uint64                 `protobuf:"varint,4,opt,name=virtual_slide,json=virtualSlide,proto3" json:"virtual_slide,omitempty"`
+	PagingLevels  int32                  `protobuf:"varint,5,opt,name=paging_levels,json=pagingLevels,proto3" json:"paging_levels,omitempty"`
+	CommandLine   string                 `protobuf:"bytes,6,opt,name=command_line,json=commandLine,proto3" json:"command_line,omitempty"`
+	Taint         uint64                 `protobuf:"varint,7,opt,name=taint,proto3" json:"taint,omitempty"`
+	Taints        []string               `protobuf:"bytes,8,rep,name=taints,proto3" json:"taints,omitempty"` // what its bits say
+	UptimeSeconds float64                `protobuf:"fixed64,9,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"` // the guest's clock
+	TotalForks    uint64                 `protobuf:"varint,11,opt,name=total_forks,json=totalForks,proto3" json:"total_forks,omitempty"`
+	Processes     int64                  `protobuf:"varint,12,opt,name=processes,proto3" json:"processes,omitempty"`
+	Missing       []string               `protobuf:"bytes,13,rep,name=missing,proto3" json:"missing,omitempty"` // what this kernel lacks, by view
+	Unknown       []string               `protobuf:"bytes,14,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelResponse) Reset() {
+	*x = KernelResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelResponse) ProtoMessage() {}
+
+func (x *KernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelResponse.ProtoReflect.Descriptor instead.
+func (*KernelResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *KernelResponse) GetBanner() string {
+	if x != nil {
+		return x.Banner
+	}
+	return ""
+}
+
+func (x *KernelResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *KernelResponse) GetPhysicalBase() uint64 {
+	if x != nil {
+		return x.PhysicalBase
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetVirtualSlide() uint64 {
+	if x != nil {
+		return x.VirtualSlide
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetPagingLevels() int32 {
+	if x != nil {
+		return x.PagingLevels
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetCommandLine() string {
+	if x != nil {
+		return x.CommandLine
+	}
+	return ""
+}
+
+func (x *KernelResponse) GetTaint() uint64 {
+	if x != nil {
+		return x.Taint
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetTaints() []string {
+	if x != nil {
+		return x.Taints
+	}
+	return nil
+}
+
+func (x *KernelResponse) GetUptimeSeconds() float64 {
+	if x != nil {
+		return x.UptimeSeconds
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *KernelResponse) GetTotalForks() uint64 {
+	if x != nil {
+		return x.TotalForks
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetProcesses() int64 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *KernelResponse) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *KernelResponse) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
 	}
 	return nil
 }
@@ -1781,7 +2791,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +2803,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2816,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -1855,7 +2865,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2877,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2890,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Finding) GetKind() string {
@@ -1965,7 +2975,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2987,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +3000,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Evidence) GetAddress() uint64 {
@@ -2034,7 +3044,7 @@ type CheckedView struct {
 
 func (x *CheckedView) Reset() {
 	*x = CheckedView{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +3056,7 @@ func (x *CheckedView) String() string {
 func (*CheckedView) ProtoMessage() {}
 
 func (x *CheckedView) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +3069,7 @@ func (x *CheckedView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckedView.ProtoReflect.Descriptor instead.
 func (*CheckedView) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CheckedView) GetCheck() string {
@@ -2110,7 +3120,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +3132,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +3145,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BuildRequest) GetRecipe() string {
@@ -2186,7 +3196,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +3208,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +3221,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImportRequest) GetFile() string {
@@ -2261,7 +3271,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +3283,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +3296,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Progress) GetStep() string {
@@ -2332,7 +3342,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +3354,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +3367,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Image) GetName() string {
@@ -2418,7 +3428,7 @@ type ImageRequest struct {
 
 func (x *ImageRequest) Reset() {
 	*x = ImageRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +3440,7 @@ func (x *ImageRequest) String() string {
 func (*ImageRequest) ProtoMessage() {}
 
 func (x *ImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +3453,7 @@ func (x *ImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRequest.ProtoReflect.Descriptor instead.
 func (*ImageRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImageRequest) GetName() string {
@@ -2461,7 +3471,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +3483,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +3496,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
 }
 
 type ListImagesResponse struct {
@@ -2498,7 +3508,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +3520,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +3533,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2542,7 +3552,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +3564,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +3577,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *VerifyImageResponse) GetId() string {
@@ -2589,7 +3599,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +3611,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +3624,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListEventsRequest) GetMachine() string {
@@ -2658,7 +3668,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +3680,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +3693,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Event) GetId() string {
@@ -2729,7 +3739,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +3751,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +3764,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
 }
 
 type ReloadRequest struct {
@@ -2765,7 +3775,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +3787,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +3800,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
 }
 
 type ListRulesResponse struct {
@@ -2802,7 +3812,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3824,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3837,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -2850,7 +3860,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3872,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3885,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Rule) GetId() string {
@@ -2921,7 +3931,7 @@ type HeadRequest struct {
 
 func (x *HeadRequest) Reset() {
 	*x = HeadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3943,7 @@ func (x *HeadRequest) String() string {
 func (*HeadRequest) ProtoMessage() {}
 
 func (x *HeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3956,7 @@ func (x *HeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRequest.ProtoReflect.Descriptor instead.
 func (*HeadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
 }
 
 type HeadResponse struct {
@@ -2961,7 +3971,7 @@ type HeadResponse struct {
 
 func (x *HeadResponse) Reset() {
 	*x = HeadResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3983,7 @@ func (x *HeadResponse) String() string {
 func (*HeadResponse) ProtoMessage() {}
 
 func (x *HeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3996,7 @@ func (x *HeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadResponse.ProtoReflect.Descriptor instead.
 func (*HeadResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *HeadResponse) GetSize() uint64 {
@@ -3025,7 +4035,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +4047,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +4060,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
 }
 
 type InfoResponse struct {
@@ -3066,7 +4076,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +4088,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +4101,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -3258,7 +4268,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x0eCaptureRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsnap_length\x18\x02 \x01(\rR\n" +
-	"snapLength\"\x9c\x02\n" +
+	"snapLength\"\x8f\x06\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
 	"\x04ppid\x18\x02 \x01(\x03R\x04ppid\x12\x10\n" +
@@ -3272,7 +4282,45 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\tR\x05state\x12\x18\n" +
 	"\athreads\x18\n" +
 	" \x01(\x05R\athreads\x12\x16\n" +
-	"\x06kernel\x18\v \x01(\bR\x06kernel\"D\n" +
+	"\x06kernel\x18\v \x01(\bR\x06kernel\x12\x12\n" +
+	"\x04euid\x18\f \x01(\x03R\x04euid\x12\x12\n" +
+	"\x04suid\x18\r \x01(\x03R\x04suid\x12\x14\n" +
+	"\x05fsuid\x18\x0e \x01(\x03R\x05fsuid\x12\x10\n" +
+	"\x03gid\x18\x0f \x01(\x03R\x03gid\x12\x12\n" +
+	"\x04egid\x18\x10 \x01(\x03R\x04egid\x12\x12\n" +
+	"\x04sgid\x18\x11 \x01(\x03R\x04sgid\x12\x14\n" +
+	"\x05fsgid\x18\x12 \x01(\x03R\x05fsgid\x12\x16\n" +
+	"\x06groups\x18\x13 \x03(\rR\x06groups\x12:\n" +
+	"\fcapabilities\x18\x14 \x01(\v2\x16.vigia.v1.CapabilitiesR\fcapabilities\x124\n" +
+	"\n" +
+	"namespaces\x18\x15 \x01(\v2\x14.vigia.v1.NamespacesR\n" +
+	"namespaces\x12#\n" +
+	"\rnamespace_pid\x18\x16 \x01(\x03R\fnamespacePid\x12\x16\n" +
+	"\x06cgroup\x18\x17 \x01(\tR\x06cgroup\x12\x1c\n" +
+	"\tcontainer\x18\x18 \x01(\tR\tcontainer\x12+\n" +
+	"\x11container_runtime\x18\x19 \x01(\tR\x10containerRuntime\x12\x12\n" +
+	"\x04unit\x18\x1a \x01(\tR\x04unit\x12#\n" +
+	"\rstart_seconds\x18\x1b \x01(\x01R\fstartSeconds\x12\x18\n" +
+	"\aunknown\x18\x1c \x03(\tR\aunknown\"\xa2\x01\n" +
+	"\fCapabilities\x12\x1c\n" +
+	"\teffective\x18\x01 \x03(\tR\teffective\x12\x1c\n" +
+	"\tpermitted\x18\x02 \x03(\tR\tpermitted\x12 \n" +
+	"\vinheritable\x18\x03 \x03(\tR\vinheritable\x12\x1a\n" +
+	"\bbounding\x18\x04 \x03(\tR\bbounding\x12\x18\n" +
+	"\aambient\x18\x05 \x03(\tR\aambient\"\xa6\x01\n" +
+	"\n" +
+	"Namespaces\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x04R\x03pid\x12\x10\n" +
+	"\x03mnt\x18\x02 \x01(\x04R\x03mnt\x12\x10\n" +
+	"\x03net\x18\x03 \x01(\x04R\x03net\x12\x10\n" +
+	"\x03uts\x18\x04 \x01(\x04R\x03uts\x12\x10\n" +
+	"\x03ipc\x18\x05 \x01(\x04R\x03ipc\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\x04R\x04user\x12\x16\n" +
+	"\x06cgroup\x18\a \x01(\x04R\x06cgroup\x12\x12\n" +
+	"\x04time\x18\b \x01(\x04R\x04time\"6\n" +
+	"\x0eProcessRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x03R\x03pid\"D\n" +
 	"\x11ProcessesResponse\x12/\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x11.vigia.v1.ProcessR\tprocesses\"J\n" +
 	"\x06Module\x12\x12\n" +
@@ -3280,7 +4328,69 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\x04R\aaddress\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\"=\n" +
 	"\x0fModulesResponse\x12*\n" +
-	"\amodules\x18\x01 \x03(\v2\x10.vigia.v1.ModuleR\amodules\"\x9e\x01\n" +
+	"\amodules\x18\x01 \x03(\v2\x10.vigia.v1.ModuleR\amodules\"\x9b\x02\n" +
+	"\x06Socket\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\tR\x05local\x12\x16\n" +
+	"\x06remote\x18\x03 \x01(\tR\x06remote\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x10\n" +
+	"\x03pid\x18\x05 \x01(\x03R\x03pid\x12\x12\n" +
+	"\x04comm\x18\x06 \x01(\tR\x04comm\x12\x0e\n" +
+	"\x02fd\x18\a \x01(\x05R\x02fd\x12\x14\n" +
+	"\x05owner\x18\b \x01(\tR\x05owner\x12\x10\n" +
+	"\x03uid\x18\t \x01(\x03R\x03uid\x12\x14\n" +
+	"\x05inode\x18\n" +
+	" \x01(\x04R\x05inode\x12#\n" +
+	"\rnet_namespace\x18\v \x01(\x04R\fnetNamespace\x12\x18\n" +
+	"\aunknown\x18\f \x03(\tR\aunknown\"=\n" +
+	"\x0fSocketsResponse\x12*\n" +
+	"\asockets\x18\x01 \x03(\v2\x10.vigia.v1.SocketR\asockets\"\xfe\x01\n" +
+	"\x04File\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
+	"\x04comm\x18\x02 \x01(\tR\x04comm\x12\x0e\n" +
+	"\x02fd\x18\x03 \x01(\x05R\x02fd\x12\x12\n" +
+	"\x04type\x18\x04 \x01(\tR\x04type\x12\x12\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\tR\x04mode\x12\x1a\n" +
+	"\bposition\x18\a \x01(\x03R\bposition\x12\x18\n" +
+	"\adeleted\x18\b \x01(\bR\adeleted\x12\x1e\n" +
+	"\n" +
+	"filesystem\x18\t \x01(\tR\n" +
+	"filesystem\x12\x14\n" +
+	"\x05inode\x18\n" +
+	" \x01(\x04R\x05inode\x12\x18\n" +
+	"\aunknown\x18\v \x03(\tR\aunknown\"5\n" +
+	"\rFilesResponse\x12$\n" +
+	"\x05files\x18\x01 \x03(\v2\x0e.vigia.v1.FileR\x05files\"\xd8\x01\n" +
+	"\x06Region\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\x12 \n" +
+	"\vpermissions\x18\x03 \x01(\tR\vpermissions\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04file\x18\x05 \x01(\tR\x04file\x12\x14\n" +
+	"\x05inode\x18\x06 \x01(\x04R\x05inode\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\x12\x14\n" +
+	"\x05marks\x18\b \x03(\tR\x05marks\x12\x18\n" +
+	"\aunknown\x18\t \x03(\tR\aunknown\":\n" +
+	"\fMapsResponse\x12*\n" +
+	"\aregions\x18\x01 \x03(\v2\x10.vigia.v1.RegionR\aregions\"\xcc\x03\n" +
+	"\x0eKernelResponse\x12\x16\n" +
+	"\x06banner\x18\x01 \x01(\tR\x06banner\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12#\n" +
+	"\rphysical_base\x18\x03 \x01(\x04R\fphysicalBase\x12#\n" +
+	"\rvirtual_slide\x18\x04 \x01(\x04R\fvirtualSlide\x12#\n" +
+	"\rpaging_levels\x18\x05 \x01(\x05R\fpagingLevels\x12!\n" +
+	"\fcommand_line\x18\x06 \x01(\tR\vcommandLine\x12\x14\n" +
+	"\x05taint\x18\a \x01(\x04R\x05taint\x12\x16\n" +
+	"\x06taints\x18\b \x03(\tR\x06taints\x12%\n" +
+	"\x0euptime_seconds\x18\t \x01(\x01R\ruptimeSeconds\x12.\n" +
+	"\x04time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1f\n" +
+	"\vtotal_forks\x18\v \x01(\x04R\n" +
+	"totalForks\x12\x1c\n" +
+	"\tprocesses\x18\f \x01(\x03R\tprocesses\x12\x18\n" +
+	"\amissing\x18\r \x03(\tR\amissing\x12\x18\n" +
+	"\aunknown\x18\x0e \x03(\tR\aunknown\"\x9e\x01\n" +
 	"\rCheckResponse\x12-\n" +
 	"\bfindings\x18\x01 \x03(\v2\x11.vigia.v1.FindingR\bfindings\x12+\n" +
 	"\x05views\x18\x02 \x03(\v2\x15.vigia.v1.CheckedViewR\x05views\x12\x17\n" +
@@ -3397,11 +4507,15 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04Exec\x12\x15.vigia.v1.ExecRequest\x1a\x14.vigia.v1.ExecOutput0\x01\x12=\n" +
 	"\x06CopyIn\x12\x17.vigia.v1.CopyInRequest\x1a\x18.vigia.v1.CopyInResponse(\x01\x126\n" +
 	"\aCopyOut\x12\x18.vigia.v1.CopyOutRequest\x1a\x0f.vigia.v1.Chunk0\x01\x126\n" +
-	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\xc7\x01\n" +
+	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\xbb\x03\n" +
 	"\x05Views\x12B\n" +
 	"\tProcesses\x12\x18.vigia.v1.MachineRequest\x1a\x1b.vigia.v1.ProcessesResponse\x12>\n" +
 	"\aModules\x12\x18.vigia.v1.MachineRequest\x1a\x19.vigia.v1.ModulesResponse\x12:\n" +
-	"\x05Check\x12\x18.vigia.v1.MachineRequest\x1a\x17.vigia.v1.CheckResponse2\xb8\x02\n" +
+	"\x05Check\x12\x18.vigia.v1.MachineRequest\x1a\x17.vigia.v1.CheckResponse\x12>\n" +
+	"\aSockets\x12\x18.vigia.v1.MachineRequest\x1a\x19.vigia.v1.SocketsResponse\x12:\n" +
+	"\x05Files\x12\x18.vigia.v1.ProcessRequest\x1a\x17.vigia.v1.FilesResponse\x128\n" +
+	"\x04Maps\x12\x18.vigia.v1.ProcessRequest\x1a\x16.vigia.v1.MapsResponse\x12<\n" +
+	"\x06Kernel\x12\x18.vigia.v1.MachineRequest\x1a\x18.vigia.v1.KernelResponse2\xb8\x02\n" +
 	"\x06Images\x125\n" +
 	"\x05Build\x12\x16.vigia.v1.BuildRequest\x1a\x12.vigia.v1.Progress0\x01\x127\n" +
 	"\x06Import\x12\x17.vigia.v1.ImportRequest\x1a\x12.vigia.v1.Progress0\x01\x12A\n" +
@@ -3430,7 +4544,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),        // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),            // 1: vigia.v1.RunRequest
@@ -3454,127 +4568,151 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*Chunk)(nil),                 // 19: vigia.v1.Chunk
 	(*CaptureRequest)(nil),        // 20: vigia.v1.CaptureRequest
 	(*Process)(nil),               // 21: vigia.v1.Process
-	(*ProcessesResponse)(nil),     // 22: vigia.v1.ProcessesResponse
-	(*Module)(nil),                // 23: vigia.v1.Module
-	(*ModulesResponse)(nil),       // 24: vigia.v1.ModulesResponse
-	(*CheckResponse)(nil),         // 25: vigia.v1.CheckResponse
-	(*Finding)(nil),               // 26: vigia.v1.Finding
-	(*Evidence)(nil),              // 27: vigia.v1.Evidence
-	(*CheckedView)(nil),           // 28: vigia.v1.CheckedView
-	(*BuildRequest)(nil),          // 29: vigia.v1.BuildRequest
-	(*ImportRequest)(nil),         // 30: vigia.v1.ImportRequest
-	(*Progress)(nil),              // 31: vigia.v1.Progress
-	(*Image)(nil),                 // 32: vigia.v1.Image
-	(*ImageRequest)(nil),          // 33: vigia.v1.ImageRequest
-	(*ListImagesRequest)(nil),     // 34: vigia.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 35: vigia.v1.ListImagesResponse
-	(*VerifyImageResponse)(nil),   // 36: vigia.v1.VerifyImageResponse
-	(*ListEventsRequest)(nil),     // 37: vigia.v1.ListEventsRequest
-	(*Event)(nil),                 // 38: vigia.v1.Event
-	(*ListRulesRequest)(nil),      // 39: vigia.v1.ListRulesRequest
-	(*ReloadRequest)(nil),         // 40: vigia.v1.ReloadRequest
-	(*ListRulesResponse)(nil),     // 41: vigia.v1.ListRulesResponse
-	(*Rule)(nil),                  // 42: vigia.v1.Rule
-	(*HeadRequest)(nil),           // 43: vigia.v1.HeadRequest
-	(*HeadResponse)(nil),          // 44: vigia.v1.HeadResponse
-	(*InfoRequest)(nil),           // 45: vigia.v1.InfoRequest
-	(*InfoResponse)(nil),          // 46: vigia.v1.InfoResponse
-	nil,                           // 47: vigia.v1.RunRequest.LabelsEntry
-	nil,                           // 48: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 50: google.protobuf.Struct
+	(*Capabilities)(nil),          // 22: vigia.v1.Capabilities
+	(*Namespaces)(nil),            // 23: vigia.v1.Namespaces
+	(*ProcessRequest)(nil),        // 24: vigia.v1.ProcessRequest
+	(*ProcessesResponse)(nil),     // 25: vigia.v1.ProcessesResponse
+	(*Module)(nil),                // 26: vigia.v1.Module
+	(*ModulesResponse)(nil),       // 27: vigia.v1.ModulesResponse
+	(*Socket)(nil),                // 28: vigia.v1.Socket
+	(*SocketsResponse)(nil),       // 29: vigia.v1.SocketsResponse
+	(*File)(nil),                  // 30: vigia.v1.File
+	(*FilesResponse)(nil),         // 31: vigia.v1.FilesResponse
+	(*Region)(nil),                // 32: vigia.v1.Region
+	(*MapsResponse)(nil),          // 33: vigia.v1.MapsResponse
+	(*KernelResponse)(nil),        // 34: vigia.v1.KernelResponse
+	(*CheckResponse)(nil),         // 35: vigia.v1.CheckResponse
+	(*Finding)(nil),               // 36: vigia.v1.Finding
+	(*Evidence)(nil),              // 37: vigia.v1.Evidence
+	(*CheckedView)(nil),           // 38: vigia.v1.CheckedView
+	(*BuildRequest)(nil),          // 39: vigia.v1.BuildRequest
+	(*ImportRequest)(nil),         // 40: vigia.v1.ImportRequest
+	(*Progress)(nil),              // 41: vigia.v1.Progress
+	(*Image)(nil),                 // 42: vigia.v1.Image
+	(*ImageRequest)(nil),          // 43: vigia.v1.ImageRequest
+	(*ListImagesRequest)(nil),     // 44: vigia.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 45: vigia.v1.ListImagesResponse
+	(*VerifyImageResponse)(nil),   // 46: vigia.v1.VerifyImageResponse
+	(*ListEventsRequest)(nil),     // 47: vigia.v1.ListEventsRequest
+	(*Event)(nil),                 // 48: vigia.v1.Event
+	(*ListRulesRequest)(nil),      // 49: vigia.v1.ListRulesRequest
+	(*ReloadRequest)(nil),         // 50: vigia.v1.ReloadRequest
+	(*ListRulesResponse)(nil),     // 51: vigia.v1.ListRulesResponse
+	(*Rule)(nil),                  // 52: vigia.v1.Rule
+	(*HeadRequest)(nil),           // 53: vigia.v1.HeadRequest
+	(*HeadResponse)(nil),          // 54: vigia.v1.HeadResponse
+	(*InfoRequest)(nil),           // 55: vigia.v1.InfoRequest
+	(*InfoResponse)(nil),          // 56: vigia.v1.InfoResponse
+	nil,                           // 57: vigia.v1.RunRequest.LabelsEntry
+	nil,                           // 58: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 60: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	47, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	57, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	49, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	49, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	49, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	48, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	59, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	59, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	59, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	58, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	49, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	59, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	49, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
-	21, // 11: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
-	23, // 12: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	26, // 13: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
-	28, // 14: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
-	27, // 15: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
-	32, // 16: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	49, // 17: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	32, // 18: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	49, // 19: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	49, // 20: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	50, // 21: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	42, // 22: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	49, // 23: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	49, // 24: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	1,  // 25: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 26: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 27: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 28: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	8,  // 29: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 30: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 31: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	9,  // 32: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 33: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 34: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	11, // 35: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	12, // 36: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 37: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	14, // 38: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	16, // 39: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	18, // 40: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	20, // 41: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	0,  // 42: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 43: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 44: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	29, // 45: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	30, // 46: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	34, // 47: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	33, // 48: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	33, // 49: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	37, // 50: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	39, // 51: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	40, // 52: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	43, // 53: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	45, // 54: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 55: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 56: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 57: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 58: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 59: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 60: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 61: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	10, // 62: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 63: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 64: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 65: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	13, // 66: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	13, // 67: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	15, // 68: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	17, // 69: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	19, // 70: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	19, // 71: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	22, // 72: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	24, // 73: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	25, // 74: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	31, // 75: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	31, // 76: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	35, // 77: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	10, // 78: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	36, // 79: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	38, // 80: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	41, // 81: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	41, // 82: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	44, // 83: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	46, // 84: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	55, // [55:85] is the sub-list for method output_type
-	25, // [25:55] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	59, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	22, // 11: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
+	23, // 12: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
+	21, // 13: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
+	26, // 14: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
+	28, // 15: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
+	30, // 16: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
+	32, // 17: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
+	59, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	36, // 19: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
+	38, // 20: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
+	37, // 21: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
+	42, // 22: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	59, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	42, // 24: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	59, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	59, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	60, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	52, // 28: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	59, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	59, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	1,  // 31: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 32: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 33: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 34: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	8,  // 35: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 36: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 37: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	9,  // 38: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 39: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 40: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	11, // 41: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	12, // 42: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 43: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	14, // 44: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	16, // 45: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	18, // 46: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	20, // 47: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	0,  // 48: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 49: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 50: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 51: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	24, // 52: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	24, // 53: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 54: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	39, // 55: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	40, // 56: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	44, // 57: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	43, // 58: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	43, // 59: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	47, // 60: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	49, // 61: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	50, // 62: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	53, // 63: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	55, // 64: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 65: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 66: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 67: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 68: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 69: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 70: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 71: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	10, // 72: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 73: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 74: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 75: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	13, // 76: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	13, // 77: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	15, // 78: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	17, // 79: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	19, // 80: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	19, // 81: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	25, // 82: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	27, // 83: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	35, // 84: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	29, // 85: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	31, // 86: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	33, // 87: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	34, // 88: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	41, // 89: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	41, // 90: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	45, // 91: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	10, // 92: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	46, // 93: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	48, // 94: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	51, // 95: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	51, // 96: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	54, // 97: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	56, // 98: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	65, // [65:99] is the sub-list for method output_type
+	31, // [31:65] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -3588,7 +4726,7 @@ func file_vigia_v1_vigia_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -90,6 +90,14 @@ const (
 	ViewsModulesProcedure = "/vigia.v1.Views/Modules"
 	// ViewsCheckProcedure is the fully-qualified name of the Views's Check RPC.
 	ViewsCheckProcedure = "/vigia.v1.Views/Check"
+	// ViewsSocketsProcedure is the fully-qualified name of the Views's Sockets RPC.
+	ViewsSocketsProcedure = "/vigia.v1.Views/Sockets"
+	// ViewsFilesProcedure is the fully-qualified name of the Views's Files RPC.
+	ViewsFilesProcedure = "/vigia.v1.Views/Files"
+	// ViewsMapsProcedure is the fully-qualified name of the Views's Maps RPC.
+	ViewsMapsProcedure = "/vigia.v1.Views/Maps"
+	// ViewsKernelProcedure is the fully-qualified name of the Views's Kernel RPC.
+	ViewsKernelProcedure = "/vigia.v1.Views/Kernel"
 	// ImagesBuildProcedure is the fully-qualified name of the Images's Build RPC.
 	ImagesBuildProcedure = "/vigia.v1.Images/Build"
 	// ImagesImportProcedure is the fully-qualified name of the Images's Import RPC.
@@ -614,6 +622,10 @@ type ViewsClient interface {
 	Modules(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ModulesResponse], error)
 	// Check looks for what should not be so: integrity, and views that differ.
 	Check(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error)
+	Sockets(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.SocketsResponse], error)
+	Files(context.Context, *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.FilesResponse], error)
+	Maps(context.Context, *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.MapsResponse], error)
+	Kernel(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.KernelResponse], error)
 }
 
 // NewViewsClient constructs a client for the vigia.v1.Views service. By default, it uses the
@@ -645,6 +657,30 @@ func NewViewsClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithSchema(viewsMethods.ByName("Check")),
 			connect.WithClientOptions(opts...),
 		),
+		sockets: connect.NewClient[vigiav1.MachineRequest, vigiav1.SocketsResponse](
+			httpClient,
+			baseURL+ViewsSocketsProcedure,
+			connect.WithSchema(viewsMethods.ByName("Sockets")),
+			connect.WithClientOptions(opts...),
+		),
+		files: connect.NewClient[vigiav1.ProcessRequest, vigiav1.FilesResponse](
+			httpClient,
+			baseURL+ViewsFilesProcedure,
+			connect.WithSchema(viewsMethods.ByName("Files")),
+			connect.WithClientOptions(opts...),
+		),
+		maps: connect.NewClient[vigiav1.ProcessRequest, vigiav1.MapsResponse](
+			httpClient,
+			baseURL+ViewsMapsProcedure,
+			connect.WithSchema(viewsMethods.ByName("Maps")),
+			connect.WithClientOptions(opts...),
+		),
+		kernel: connect.NewClient[vigiav1.MachineRequest, vigiav1.KernelResponse](
+			httpClient,
+			baseURL+ViewsKernelProcedure,
+			connect.WithSchema(viewsMethods.ByName("Kernel")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -653,6 +689,10 @@ type viewsClient struct {
 	processes *connect.Client[vigiav1.MachineRequest, vigiav1.ProcessesResponse]
 	modules   *connect.Client[vigiav1.MachineRequest, vigiav1.ModulesResponse]
 	check     *connect.Client[vigiav1.MachineRequest, vigiav1.CheckResponse]
+	sockets   *connect.Client[vigiav1.MachineRequest, vigiav1.SocketsResponse]
+	files     *connect.Client[vigiav1.ProcessRequest, vigiav1.FilesResponse]
+	maps      *connect.Client[vigiav1.ProcessRequest, vigiav1.MapsResponse]
+	kernel    *connect.Client[vigiav1.MachineRequest, vigiav1.KernelResponse]
 }
 
 // Processes calls vigia.v1.Views.Processes.
@@ -670,12 +710,36 @@ func (c *viewsClient) Check(ctx context.Context, req *connect.Request[vigiav1.Ma
 	return c.check.CallUnary(ctx, req)
 }
 
+// Sockets calls vigia.v1.Views.Sockets.
+func (c *viewsClient) Sockets(ctx context.Context, req *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.SocketsResponse], error) {
+	return c.sockets.CallUnary(ctx, req)
+}
+
+// Files calls vigia.v1.Views.Files.
+func (c *viewsClient) Files(ctx context.Context, req *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.FilesResponse], error) {
+	return c.files.CallUnary(ctx, req)
+}
+
+// Maps calls vigia.v1.Views.Maps.
+func (c *viewsClient) Maps(ctx context.Context, req *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.MapsResponse], error) {
+	return c.maps.CallUnary(ctx, req)
+}
+
+// Kernel calls vigia.v1.Views.Kernel.
+func (c *viewsClient) Kernel(ctx context.Context, req *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.KernelResponse], error) {
+	return c.kernel.CallUnary(ctx, req)
+}
+
 // ViewsHandler is an implementation of the vigia.v1.Views service.
 type ViewsHandler interface {
 	Processes(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ProcessesResponse], error)
 	Modules(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.ModulesResponse], error)
 	// Check looks for what should not be so: integrity, and views that differ.
 	Check(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error)
+	Sockets(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.SocketsResponse], error)
+	Files(context.Context, *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.FilesResponse], error)
+	Maps(context.Context, *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.MapsResponse], error)
+	Kernel(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.KernelResponse], error)
 }
 
 // NewViewsHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -703,6 +767,30 @@ func NewViewsHandler(svc ViewsHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithSchema(viewsMethods.ByName("Check")),
 		connect.WithHandlerOptions(opts...),
 	)
+	viewsSocketsHandler := connect.NewUnaryHandler(
+		ViewsSocketsProcedure,
+		svc.Sockets,
+		connect.WithSchema(viewsMethods.ByName("Sockets")),
+		connect.WithHandlerOptions(opts...),
+	)
+	viewsFilesHandler := connect.NewUnaryHandler(
+		ViewsFilesProcedure,
+		svc.Files,
+		connect.WithSchema(viewsMethods.ByName("Files")),
+		connect.WithHandlerOptions(opts...),
+	)
+	viewsMapsHandler := connect.NewUnaryHandler(
+		ViewsMapsProcedure,
+		svc.Maps,
+		connect.WithSchema(viewsMethods.ByName("Maps")),
+		connect.WithHandlerOptions(opts...),
+	)
+	viewsKernelHandler := connect.NewUnaryHandler(
+		ViewsKernelProcedure,
+		svc.Kernel,
+		connect.WithSchema(viewsMethods.ByName("Kernel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vigia.v1.Views/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ViewsProcessesProcedure:
@@ -711,6 +799,14 @@ func NewViewsHandler(svc ViewsHandler, opts ...connect.HandlerOption) (string, h
 			viewsModulesHandler.ServeHTTP(w, r)
 		case ViewsCheckProcedure:
 			viewsCheckHandler.ServeHTTP(w, r)
+		case ViewsSocketsProcedure:
+			viewsSocketsHandler.ServeHTTP(w, r)
+		case ViewsFilesProcedure:
+			viewsFilesHandler.ServeHTTP(w, r)
+		case ViewsMapsProcedure:
+			viewsMapsHandler.ServeHTTP(w, r)
+		case ViewsKernelProcedure:
+			viewsKernelHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -730,6 +826,22 @@ func (UnimplementedViewsHandler) Modules(context.Context, *connect.Request[vigia
 
 func (UnimplementedViewsHandler) Check(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.CheckResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Check is not implemented"))
+}
+
+func (UnimplementedViewsHandler) Sockets(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.SocketsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Sockets is not implemented"))
+}
+
+func (UnimplementedViewsHandler) Files(context.Context, *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.FilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Files is not implemented"))
+}
+
+func (UnimplementedViewsHandler) Maps(context.Context, *connect.Request[vigiav1.ProcessRequest]) (*connect.Response[vigiav1.MapsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Maps is not implemented"))
+}
+
+func (UnimplementedViewsHandler) Kernel(context.Context, *connect.Request[vigiav1.MachineRequest]) (*connect.Response[vigiav1.KernelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Views.Kernel is not implemented"))
 }
 
 // ImagesClient is a client for the vigia.v1.Images service.
