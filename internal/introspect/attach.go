@@ -34,6 +34,8 @@ type Guest struct {
 	modules *moduleLayout // of the other views, resolved when first asked for
 	files   *fileLayout
 	sockets *socketLayout
+	codes   *codeLayout
+	points  []uint64 // link addresses of the kernel's tracepoints
 
 	taskViews *taskViewLayout // of the checks
 

@@ -2,7 +2,9 @@ package kernel
 
 import (
 	"encoding/binary"
+	"iter"
 	"sort"
+	"strings"
 )
 
 // Symbol is a name the kernel knows and its link address.
@@ -51,6 +53,23 @@ func (p *Profile) SymbolsNamed(name string) []Symbol {
 	return out
 }
 
+// SymbolsFrom yields the symbols whose names begin with prefix, by name.
+func (p *Profile) SymbolsFrom(prefix string) iter.Seq[Symbol] {
+	n := len(p.s[secSymbolNames]) / indexRecord
+	first := sort.Search(n, func(i int) bool {
+		got, _ := p.byName(i)
+		return string(got) >= prefix
+	})
+	return func(yield func(Symbol) bool) {
+		for i := first; i < n; i++ {
+			got, number := p.byName(i)
+			if !strings.HasPrefix(string(got), prefix) || !yield(p.SymbolIndex(number)) {
+				return
+			}
+		}
+	}
+}
+
 // Symbol returns the address of the one symbol of a name. A name that several share is refused: which one is meant
 // can't be known.
 func (p *Profile) Symbol(name string) (uint64, error) {
@@ -75,6 +94,17 @@ func (p *Profile) SymbolAt(addr uint64) (s Symbol, offset uint64, ok bool) {
 	}
 	s = p.SymbolIndex(i - 1)
 	return s, addr - s.Addr, true
+}
+
+// SymbolsAt returns all symbols that start at an address: a function may have several names.
+func (p *Profile) SymbolsAt(addr uint64) []Symbol {
+	t, n := p.s[secSymbols], p.NumSymbols()
+	i := sort.Search(n, func(i int) bool { return binary.LittleEndian.Uint64(t[i*symbolRecord:]) >= addr })
+	var out []Symbol
+	for ; i < n && binary.LittleEndian.Uint64(t[i*symbolRecord:]) == addr && len(out) < maxAliases; i++ {
+		out = append(out, p.SymbolIndex(i))
+	}
+	return out
 }
 
 // PerCPU reports whether a symbol's address is an offset into each CPU's own area.

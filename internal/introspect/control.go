@@ -1,0 +1,186 @@
+package introspect
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// control is one look at what a rootkit changes to be called: tables, lists and pointers that lead to code. Each check
+// follows them and asks whose code they lead to.
+//
+// Three things may be said of a pointer to code. It must lead to the start of a function of the kernel, into a module
+// that is on the kernel's list, or into code that the kernel itself has made and listed. Where the kernel file says what
+// it must be, it must be that. And a module that was not built with the kernel (the kernel taints it) is named wherever
+// it hooks itself in: there is good software of that kind, but every rootkit is.
+type control struct {
+	*Guest
+	code     *codeMap
+	findings []Finding
+	buf      []byte          // for tables, kept from one to the next
+	checked  map[uint64]bool // tables of functions that were looked at
+	image    struct{ start, end, initStart, initEnd uint64 }
+}
+
+// Controls are the checks of control flow, by name: each looks for what it is named after.
+var controls = []struct {
+	name string
+	look func(c *control) error
+}{
+	{"idt", (*control).idt},
+	{"syscalls", (*control).syscalls},
+	{"ftrace", (*control).ftrace},
+	{"kprobes", (*control).kprobes},
+	{"uprobes", (*control).uprobes},
+	{"tracepoints", (*control).tracepoints},
+	{"bpf", (*control).bpf},
+	{"network", (*control).network},
+	{"lsm", (*control).lsm},
+	{"notifiers", (*control).notifiers},
+}
+
+// check runs a look over the kernel, and what it found once more: what was caught in a change is not there twice.
+func (g *Guest) check(looks ...func(c *control) error) ([]Finding, error) {
+	first, err := g.look(looks)
+	if err != nil || !slices.ContainsFunc(first, wrong) {
+		return first, err
+	}
+	again, err := g.look(looks)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(again, func(f Finding) bool {
+		return wrong(f) && !slices.ContainsFunc(first, func(o Finding) bool { return same(f, o) })
+	}), nil
+}
+
+func wrong(f Finding) bool { return f.Severity != Info }
+
+// same says that two looks found the same.
+func same(a, b Finding) bool {
+	return a.Kind == b.Kind && a.Subject == b.Subject && a.Detail == b.Detail
+}
+
+func (g *Guest) look(looks []func(c *control) error) ([]Finding, error) {
+	c := &control{Guest: g}
+	err := g.view(func() (err error) {
+		c.findings, c.checked = nil, map[uint64]bool{}
+		if c.code, err = g.codeMap(); err != nil {
+			return err
+		}
+		c.image.start, c.image.end = c.known("_text"), c.known("_end")
+		c.image.initStart, c.image.initEnd = c.known("__init_begin"), c.known("__init_end")
+		for _, look := range looks {
+			// A kernel that lacks what a check needs is not one that it finds something wrong with.
+			if err := look(c); err != nil && !errors.Is(err, errNotBuilt) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.findings, nil
+}
+
+// errNotBuilt: the kernel was built without what a check looks at.
+var errNotBuilt = errors.New("the kernel does not have it")
+
+// CheckControl runs all checks of control flow.
+func (g *Guest) CheckControl() ([]Finding, error) {
+	var looks []func(*control) error
+	for _, c := range controls {
+		looks = append(looks, c.look)
+	}
+	return g.check(looks...)
+}
+
+// maxFindings bounds what one check says; what is beyond it would say the same.
+const maxFindings = 512
+
+func (c *control) found(f Finding) {
+	if len(c.findings) < maxFindings {
+		c.findings = append(c.findings, f)
+	}
+}
+
+// symbolAddr returns the run-time address of the kernel's one symbol of a name.
+func (c *control) symbolAddr(name string) (uint64, error) {
+	addr, err := c.profile.Symbol(name)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s", errNotBuilt, name)
+	}
+	return addr + c.boot.Slide, nil
+}
+
+// table reads n bytes into memory that the next table uses again.
+func (c *control) table(va uint64, n int) ([]byte, error) {
+	if cap(c.buf) < n {
+		c.buf = make([]byte, n)
+	}
+	b := c.buf[:n]
+	return b, c.space.Read(va, b)
+}
+
+// where says whose code an address is, in words: "tcp4_seq_show", "module x: hook+0x10", "no known code".
+func (c *control) where(va uint64) string {
+	in := c.code.at(va)
+	switch in.owner {
+	case ownerKernel:
+		return c.symbol(va)
+	case ownerFreed:
+		return c.symbol(va) + ", which is freed after boot"
+	case ownerModule, ownerAlien:
+		name := c.moduleSymbol(in, va)
+		if name == "" {
+			name = fmt.Sprintf("+%#x", va-in.start)
+		}
+		return "module " + in.name + ": " + name
+	case ownerMade:
+		return "made code " + in.name
+	}
+	return fmt.Sprintf("%#x, which is no known code", va)
+}
+
+// whole says that an address is where a function of the kernel starts.
+func (c *control) whole(va uint64) bool {
+	_, offset, ok := c.profile.SymbolAt(va - c.boot.Slide)
+	return ok && offset == 0
+}
+
+// judge says how bad it is that something in the kernel calls the code at an address, where it is not known what
+// should be there: a hook that anyone may have registered.
+func (c *control) judge(va uint64) Severity {
+	switch c.code.at(va).owner {
+	case ownerKernel:
+		if c.whole(va) {
+			return Info
+		}
+		return High // into the middle of a function
+	case ownerModule, ownerMade:
+		return Info
+	case ownerAlien:
+		return High
+	}
+	return Critical
+}
+
+// hook reports a registered hook: what it is, and whose code it calls. pointer is where its address was read.
+func (c *control) hook(kind, subject, what string, pointer, target uint64) {
+	c.found(Finding{Kind: kind, Subject: subject, Detail: what + " calls " + c.where(target), Severity: c.judge(target),
+		Evidence: []Evidence{pointerAt(pointer, target, "pointer to "+c.where(target))}})
+}
+
+// hooked is hook for what a healthy kernel is full of: only what is wrong is reported.
+func (c *control) hooked(kind, subject, what string, pointer, target uint64) {
+	if target != 0 && c.judge(target) != Info {
+		c.hook(kind, subject, what, pointer, target)
+	}
+}
+
+// pointerAt is a pointer as evidence.
+func pointerAt(at, value uint64, note string) Evidence {
+	return Evidence{Address: at, Bytes: binary.LittleEndian.AppendUint64(nil, value), Note: note}
+}
