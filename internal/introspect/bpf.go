@@ -9,7 +9,7 @@ import (
 
 // CheckBPF lists the BPF programs that are loaded, and reports those that write into the memory of programs or change what
 // the kernel's functions return.
-func (g *Guest) CheckBPF() ([]Finding, error) { return g.check((*control).bpf) }
+func (g *Guest) CheckBPF() ([]Finding, error) { return g.look((*control).bpf) }
 
 // bpfTypes are the types of programs by number (include/uapi/linux/bpf.h).
 var bpfTypes = [...]string{"unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp", "perf_event",

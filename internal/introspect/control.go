@@ -4,7 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
+
+	"vigia/internal/kernel"
 )
 
 // control is one look at what a rootkit changes to be called: tables, lists and pointers that lead to code. Each check
@@ -18,90 +19,94 @@ type control struct {
 	*Guest
 	code     *codeMap
 	findings []Finding
+	looked   int             // pointers to code that were followed
 	buf      []byte          // for tables, kept from one to the next
 	checked  map[uint64]bool // tables of functions that were looked at
 	image    struct{ start, end, initStart, initEnd uint64 }
 }
 
-// Controls are the checks of control flow, by name: each looks for what it is named after.
+// controls are the checks of control flow. Each is named after what it looks at.
 var controls = []struct {
-	name string
-	look func(c *control) error
+	name  string
+	cheap bool
+	look  func(c *control) error
 }{
-	{"idt", (*control).idt},
-	{"syscalls", (*control).syscalls},
-	{"ftrace", (*control).ftrace},
-	{"kprobes", (*control).kprobes},
-	{"uprobes", (*control).uprobes},
-	{"tracepoints", (*control).tracepoints},
-	{"bpf", (*control).bpf},
-	{"network", (*control).network},
-	{"lsm", (*control).lsm},
-	{"notifiers", (*control).notifiers},
+	{"idt", true, (*control).idt},
+	{"syscalls", true, (*control).syscalls},
+	{"ftrace", true, (*control).ftrace},
+	{"kprobes", true, (*control).kprobes},
+	{"uprobes", true, (*control).uprobes},
+	{"tracepoints", true, (*control).tracepoints},
+	{"bpf", true, (*control).bpf},
+	{"network", true, (*control).network},
+	{"lsm", true, (*control).lsm},
+	{"notifiers", true, (*control).notifiers},
 }
 
-// check runs a look over the kernel, and what it found once more: what was caught in a change is not there twice.
-func (g *Guest) check(looks ...func(c *control) error) ([]Finding, error) {
-	first, err := g.look(looks)
-	if err != nil || !slices.ContainsFunc(first, wrong) {
-		return first, err
+// controlChecks are the same for the checker.
+func controlChecks() (list []check) {
+	for _, k := range controls {
+		list = append(list, check{k.name, k.cheap, func(c *Checker) (Result, error) { return c.control(k.name, k.look) }})
 	}
-	again, err := g.look(looks)
+	return list
+}
+
+// control runs one of them. A list that stays torn is a finding: who breaks one hides what comes after.
+func (c *Checker) control(name string, look func(*control) error) (Result, error) {
+	found, looked, err := c.guest.control(look)
+	if errors.Is(err, ErrTorn) {
+		found, err = []Finding{{Kind: KindListBroken, Subject: name, Severity: Medium, Detail: "a list that this check follows is torn: " + err.Error()}}, nil
+	}
 	if err != nil {
-		return nil, err
+		return Result{}, err
 	}
-	return slices.DeleteFunc(again, func(f Finding) bool {
-		return wrong(f) && !slices.ContainsFunc(first, func(o Finding) bool { return same(f, o) })
-	}), nil
+	view := View{Check: name, Name: name, Count: looked}
+	return Result{Findings: found, Views: []View{view}}, nil
 }
 
-func wrong(f Finding) bool { return f.Severity != Info }
-
-// same says that two looks found the same.
-func same(a, b Finding) bool {
-	return a.Kind == b.Kind && a.Subject == b.Subject && a.Detail == b.Detail
+// look runs one check, in one sample.
+func (g *Guest) look(look func(c *control) error) ([]Finding, error) {
+	found, _, err := g.control(look)
+	return found, err
 }
 
-func (g *Guest) look(looks []func(c *control) error) ([]Finding, error) {
+func (g *Guest) control(look func(c *control) error) (found []Finding, looked int, err error) {
 	c := &control{Guest: g}
-	err := g.view(func() (err error) {
-		c.findings, c.checked = nil, map[uint64]bool{}
+	err = g.view(func() (err error) {
+		c.findings, c.looked, c.checked = nil, 0, map[uint64]bool{}
 		if c.code, err = g.codeMap(); err != nil {
 			return err
 		}
 		c.image.start, c.image.end = c.known("_text"), c.known("_end")
 		c.image.initStart, c.image.initEnd = c.known("__init_begin"), c.known("__init_end")
+		return look(c)
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return c.findings, c.looked, nil
+}
+
+// all joins looks to one; what a kernel lacks ends only the look that needs it.
+func all(looks ...func(c *control) error) func(c *control) error {
+	return func(c *control) error {
 		for _, look := range looks {
-			// A kernel that lacks what a check needs is not one that it finds something wrong with.
 			if err := look(c); err != nil && !errors.Is(err, errNotBuilt) {
 				return err
 			}
 		}
 		return nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return c.findings, nil
 }
 
-// errNotBuilt: the kernel was built without what a check looks at.
-var errNotBuilt = errors.New("the kernel does not have it")
+// errNotBuilt: the kernel was built without what a check looks at, or says too little of it.
+var errNotBuilt = fmt.Errorf("%w: it was built without it", kernel.ErrUnsupported)
 
-// CheckControl runs all checks of control flow.
-func (g *Guest) CheckControl() ([]Finding, error) {
-	var looks []func(*control) error
-	for _, c := range controls {
-		looks = append(looks, c.look)
-	}
-	return g.check(looks...)
-}
-
-// maxFindings bounds what one check says; what is beyond it would say the same.
-const maxFindings = 512
+// maxFound bounds what one check says; what is beyond it would say the same.
+const maxFound = 128
 
 func (c *control) found(f Finding) {
-	if len(c.findings) < maxFindings {
+	if len(c.findings) < maxFound {
 		c.findings = append(c.findings, f)
 	}
 }
@@ -153,6 +158,7 @@ func (c *control) whole(va uint64) bool {
 // judge says how bad it is that something in the kernel calls the code at an address, where it is not known what
 // should be there: a hook that anyone may have registered.
 func (c *control) judge(va uint64) Severity {
+	c.looked++
 	switch c.code.at(va).owner {
 	case ownerKernel:
 		if c.whole(va) {

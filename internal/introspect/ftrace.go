@@ -13,7 +13,7 @@ import (
 // Each traceable function begins with five bytes that are a no-op, or a call when traced. ftrace_ops_list holds who asked, ftrace's
 // pages hold a record for each function: whether its call is switched on, and how many want it. What the bytes
 // themselves are is CheckText's question.
-func (g *Guest) CheckFtrace() ([]Finding, error) { return g.check((*control).ftrace) }
+func (g *Guest) CheckFtrace() ([]Finding, error) { return g.look((*control).ftrace) }
 
 const (
 	maxTracers      = 1024

@@ -11,7 +11,7 @@ import (
 //
 // All CPUs share idt_table, which they see through a read-only page of the CPU entry area. What their IDTR really holds
 // is in no memory; QEMU can be asked for it (CheckRegisters).
-func (g *Guest) CheckIDT() ([]Finding, error) { return g.check((*control).idt) }
+func (g *Guest) CheckIDT() ([]Finding, error) { return g.look((*control).idt) }
 
 const (
 	vectors     = 256
@@ -159,9 +159,6 @@ func (c *control) idtPage(table uint64) {
 		Detail:   fmt.Sprintf("the interrupt table that CPUs load is at %#x, not idt_table", address),
 		Evidence: []Evidence{{Address: descr, Bytes: append([]byte(nil), b...), Note: "descriptor of the table"}}})
 }
-
-// maxCPUs is what a kernel may be built for (CONFIG_NR_CPUS).
-const maxCPUs = 8192
 
 // eachCPU calls look with the number of each possible CPU and how far its own variables lie from the per-CPU symbols.
 func (c *control) eachCPU(look func(cpu int, offset uint64) error) error {

@@ -5,7 +5,7 @@ import "slices"
 // CheckKprobes lists the breakpoints that the kernel has in its own code, and whom they call: kprobes, kretprobes, and the
 // consumers of uprobes, which are breakpoints in programs.
 func (g *Guest) CheckKprobes() ([]Finding, error) {
-	return g.check((*control).kprobes, (*control).uprobes)
+	return g.look(all((*control).kprobes, (*control).uprobes))
 }
 
 const (
@@ -151,7 +151,7 @@ func (c *control) tree(root uint64, visit func(node uint64) error) error {
 }
 
 // CheckTracepoints lists the functions that are called at the kernel's tracepoints.
-func (g *Guest) CheckTracepoints() ([]Finding, error) { return g.check((*control).tracepoints) }
+func (g *Guest) CheckTracepoints() ([]Finding, error) { return g.look((*control).tracepoints) }
 
 const maxTracepointProbes = 64
 

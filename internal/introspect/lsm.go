@@ -6,7 +6,9 @@ import (
 )
 
 // CheckLSM reports hooks of security modules, and functions on the kernel's notifier chains, that are not the kernel's.
-func (g *Guest) CheckLSM() ([]Finding, error) { return g.check((*control).lsm, (*control).notifiers) }
+func (g *Guest) CheckLSM() ([]Finding, error) {
+	return g.look(all((*control).lsm, (*control).notifiers))
+}
 
 const maxLSM = 32 // modules on one hook
 

@@ -10,7 +10,7 @@ import (
 
 // CheckNetwork lists the netfilter hooks of every network namespace, and reports whoever else sees packets and is neither the
 // kernel nor a module that was built with it: packet types, protocols, devices' receive handlers.
-func (g *Guest) CheckNetwork() ([]Finding, error) { return g.check((*control).network) }
+func (g *Guest) CheckNetwork() ([]Finding, error) { return g.look((*control).network) }
 
 const (
 	maxNamespaces = 4096

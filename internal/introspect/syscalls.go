@@ -11,7 +11,7 @@ import (
 // Since Linux 6.9, and in kernels that took that change back to older ones (6.1.86), the table is for tracing alone and
 // calls are dispatched by a switch in x64_sys_call: code, which CheckText compares. Entries are looked at all the same:
 // older tools still write there.
-func (g *Guest) CheckSyscalls() ([]Finding, error) { return g.check((*control).syscalls) }
+func (g *Guest) CheckSyscalls() ([]Finding, error) { return g.look((*control).syscalls) }
 
 // syscallTables are the tables a kernel may have, and how the names of their functions begin.
 var syscallTables = []string{"sys_call_table", "ia32_sys_call_table", "x32_sys_call_table"}
