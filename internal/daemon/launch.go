@@ -27,7 +27,15 @@ const (
 	runTime      = time.Minute // for QEMU to come up and let the guest go
 )
 
-var workerLimits = jail.Limits{Memory: 512 << 20, PIDs: 256}
+// workerLimits are a guard's or gate's. A guard has a CPU for what each of its guest's asks for, and one to look at the guest's
+// memory with; a gate has one for frames and one for flows. One that was taken over takes no more of the host.
+func (m *machine) workerLimits(name string) jail.Limits {
+	l := jail.Limits{Memory: 512 << 20, PIDs: 256, CPUs: 2}
+	if name == "guard" {
+		l.CPUs = float64(m.rec.Spec.CPUs) + 1
+	}
+	return l
+}
 
 // logMost is the largest log that QEMU or a worker may write, in bytes; beyond it the process ends.
 const logMost = 64 << 20

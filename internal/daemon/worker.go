@@ -84,7 +84,7 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	group, err := d.group(m, name, workerLimits)
+	group, err := d.group(m, name, m.workerLimits(name))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

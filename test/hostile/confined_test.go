@@ -43,6 +43,7 @@ func confined(t *testing.T, h *host) {
 			compareWalls(t, name, jail.Profiles[role], o, m)
 			compareMounts(t, name, role, h, m, o)
 			compareDescriptors(t, h, m, role, o)
+			compareLimits(t, name, role, int(pid), m)
 			if h.owner == 0 {
 				if other := users[o.UIDs[0]]; other != "" {
 					t.Errorf("%s and %s are one user: %d", name, other, o.UIDs[0])
@@ -124,6 +125,45 @@ func compareMounts(t *testing.T, name, role string, h *host, m *vigiav1.Machine,
 		}
 		if mount.Target == "/dev/kvm" {
 			t.Errorf("%s sees /dev/kvm, under %s", name, m.Accelerator)
+		}
+	}
+}
+
+// compareLimits wants a limit of memory, CPUs and threads for each process, or a word why the host has none; and that the
+// limits which `show` tells of are those of the group that the process is in.
+func compareLimits(t *testing.T, name, role string, pid int, m *vigiav1.Machine) {
+	t.Helper()
+	for measure, files := range map[string][2]string{"memory limit": {"memory.limit_in_bytes", "memory.max"},
+		"cpu limit": {"cpu.cfs_quota_us", "cpu.max"}, "thread limit": {"pids.max", "pids.max"}} {
+		i := slices.IndexFunc(m.Isolation, func(x *vigiav1.Isolation) bool { return x.Subject == role && x.Measure == measure })
+		if i < 0 {
+			t.Errorf("%s: show says nothing of its %s", name, measure)
+			continue
+		}
+		said := m.Isolation[i]
+		if !said.InForce {
+			if said.Detail == "" {
+				t.Errorf("%s has no %s, and show does not say why", name, measure)
+			}
+			continue
+		}
+		controller, _, _ := strings.Cut(files[0], ".")
+		found := ""
+		memberships, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		for line := range strings.Lines(string(memberships)) {
+			parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			at, file := "", files[1]
+			if slices.Contains(strings.Split(parts[1], ","), controller) {
+				at, file = controller, files[0]
+			} else if parts[1] != "" {
+				continue
+			}
+			if text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", at, parts[2], file)); err == nil {
+				found = strings.TrimSpace(string(text))
+			}
+		}
+		if found == "" || found == "-1" || strings.HasPrefix(found, "max") {
+			t.Errorf("%s: show says %s: %s, its group says %q", name, measure, said.Detail, found)
 		}
 	}
 }
