@@ -16,6 +16,9 @@
 // dropped, and before one that reads, read in order; each case but one has a fresh overlay. The first round is not counted: it
 // fills overlay and caches.
 //
+// Where it may (as root), it and all it starts run at the highest priority, raw file and servers alike: other work on the machine then
+// falls less on the round trips of a server, which need a processor at once, twice for each request.
+//
 // It needs qemu-img and qemu-nbd, and 3 GB of room in DIR (1.5 GB with -quick).
 package main
 
@@ -27,6 +30,8 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -40,9 +45,11 @@ func main() {
 	only := flag.String("only", "", "only the cases whose name has these words")
 	dir := flag.String("dir", "", "where the files go (a temporary directory of the system's)")
 	flag.Parse()
+	runtime.LockOSThread() // priority is the thread's, and that of what is started from it
+	first := unix.Setpriority(unix.PRIO_PROCESS, 0, -20) == nil
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	exit(run(ctx, *dir, *only, *quick))
+	exit(run(ctx, *dir, *only, *quick, first))
 }
 
 func exit(err error) {
@@ -53,7 +60,7 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-func run(ctx context.Context, parent, only string, quick bool) error {
+func run(ctx context.Context, parent, only string, quick, first bool) error {
 	dir, err := os.MkdirTemp(parent, "vigia-bench-disk-")
 	if err != nil {
 		return err
@@ -87,7 +94,11 @@ func run(ctx context.Context, parent, only string, quick bool) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("vigia's disk beside QEMU's, %d MiB, %d rounds, %d processors, load %s\n\n", size>>20, rounds, runtime.NumCPU(), load())
+	priority := "usual priority"
+	if first {
+		priority = "highest priority"
+	}
+	fmt.Printf("vigia's disk beside QEMU's, %d MiB, %d rounds, %d processors, load %s, %s\n\n", size>>20, rounds, runtime.NumCPU(), load(), priority)
 	printRatios(rows, layers, clone)
 	printRows(rows, layers, clone)
 	return nil
