@@ -77,6 +77,7 @@ const (
 	NetDenied Kind = "net.denied"
 	NetDNS    Kind = "net.dns"
 
+	ProcessForked      Kind = "process.forked"
 	ProcessStarted     Kind = "process.started"
 	ProcessExited      Kind = "process.exited"
 	ProcessCredentials Kind = "process.credentials"
@@ -106,6 +107,7 @@ var processFields = []Field{
 	{"pid", Int, "process id in the guest's first pid namespace"},
 	{"ppid", Int, "its parent"},
 	{"uid", Int, "its real user id"},
+	{"euid", Int, "its effective user id"},
 	{"comm", String, "the kernel's name of the task"},
 	{"exe", String, "path of its executable"},
 	{"cmdline", String, "its command line: the guest's own words"},
@@ -123,6 +125,9 @@ func findingFields(views string) []Field {
 		{"count", Int, "how many like it, where coalesced"},
 	}
 }
+
+// joinedFields are those of events of which a guest can make as many as it likes.
+var joinedFields = append(processFields[:len(processFields):len(processFields)], Field{"count", Int, "how many like it, where a flood of them is joined"})
 
 var flowFields = []Field{
 	{"protocol", String, "tcp, udp or icmp"},
@@ -154,7 +159,7 @@ var Kinds = map[Kind]Schema{
 	DiskStalled: {"the host could not carry a disk request out: it is held, and tried again", []Field{{"reason", String, "the host's error, and what to do"}}},
 	DiskResumed: {"held disk requests go on", nil},
 	FileChanged: {"a watched file's directory entry or inode changed", []Field{{"path", String, "the file"}, {"inode", Int, ""}, {"change", String, "created, removed, renamed, modified, mode or owner"}, {"detail", String, ""}, {"count", Int, "how many like it, where coalesced"}}},
-	FileOpened:  {"a watched file was opened", append([]Field{{"path", String, "the file"}, {"write", Bool, "for writing"}}, processFields...)},
+	FileOpened:  {"a watched file was opened", append([]Field{{"path", String, "the file"}, {"write", Bool, "for writing, where it is known"}}, joinedFields...)},
 
 	NetFlow: {"a network flow ended", append(flowFields[:len(flowFields):len(flowFields)],
 		Field{"bytes_out", Int, "payload bytes the guest sent"}, Field{"bytes_in", Int, "payload bytes the guest received"},
@@ -163,12 +168,13 @@ var Kinds = map[Kind]Schema{
 	NetDenied: {"a frame or flow was refused", append(flowFields[:len(flowFields):len(flowFields)], Field{"reason", String, "the rule that refused it, or quarantine"}, Field{"count", Int, "how many like it, where coalesced"})},
 	NetDNS:    {"the guest asked for a name", []Field{{"name", String, "the name asked for"}, {"type", String, "A, AAAA, …"}, {"rcode", String, "NOERROR, NXDOMAIN, …"}, {"answers", List, "addresses given"}}},
 
-	ProcessStarted:     {"a process began", processFields},
-	ProcessExited:      {"a process ended", append(processFields[:len(processFields):len(processFields)], Field{"exit_code", Int, ""})},
-	ProcessCredentials: {"a process changed its credentials", append(processFields[:len(processFields):len(processFields)], Field{"old_uid", Int, ""})},
+	ProcessForked:      {"a process was made; it is a copy of its parent still", joinedFields},
+	ProcessStarted:     {"a process began a program", joinedFields},
+	ProcessExited:      {"a process ended", append(joinedFields[:len(joinedFields):len(joinedFields)], Field{"exit_code", Int, "where it is known and it ended by itself"}, Field{"signal", Int, "that ended it"})},
+	ProcessCredentials: {"a process changed its credentials", append(joinedFields[:len(joinedFields):len(joinedFields)], Field{"old_uid", Int, "real user id before"}, Field{"old_euid", Int, "effective user id before"})},
 	ProcessHidden:      {"a process is missing from a view that should list it", append(processFields[:len(processFields):len(processFields)], findingFields("the views that do list it")...)},
-	ProcessMissed:      {"processes lived and died between two samples", []Field{{"count", Int, "how many"}}},
-	ModuleLoaded:       {"a kernel module was loaded", []Field{{"name", String, ""}, {"size", Int, "bytes"}}},
+	ProcessMissed:      {"processes lived and ended unseen", []Field{{"count", Int, "how many"}, {"threads", Bool, "some of them may have been threads of other processes"}, {"reason", String, "why they were not seen"}}},
+	ModuleLoaded:       {"a kernel module was loaded", append([]Field{{"name", String, ""}, {"size", Int, "bytes"}, {"address", String, "of its text"}}, joinedFields...)},
 	ModuleHidden:       {"a kernel module is missing from a view that should list it", append([]Field{{"name", String, "the module's name"}}, findingFields("the views that do list it")...)},
 	KernelTampered:     {"the kernel's code or data is not what it should be", append(processFields[:len(processFields):len(processFields)], findingFields("")[2:]...)},
 

@@ -10,6 +10,7 @@
 //	     ── serial ─▶ console.go   log, lines, attached persons
 //	     ── agent ──▶ agent.go     exec and copies, only where asked for
 //	     ── RAM ────▶ views.go     introspection; check.go, what should not be there
+//	                  probe.go     what its processes do
 //	daemon ─ sched ─▶ sampler.go   load
 package guard
 
@@ -28,6 +29,7 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/machine"
 	"vigia/internal/machine/additions"
+	"vigia/internal/probe"
 	"vigia/internal/volume"
 )
 
@@ -188,6 +190,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.checker = newChecker(g.views, g.told, g.inside())
 	go g.sampler.run(g.ctx)
 	go g.checker.run(g.ctx, g.cfg.Check)
+	go probe.NewSampler(g.views.eyes(), probe.NewPace(g.out.Emit, g.flood).Emit).Run(g.ctx)
 	go g.connectMonitor(qmp)
 	return nil
 }

@@ -36,6 +36,9 @@ type Guest struct {
 	sockets *socketLayout
 	codes   *codeLayout
 	points  []uint64 // link addresses of the kernel's tracepoints
+	glances *glanceLayout
+
+	taskPart [maxSpan]byte
 
 	taskViews *taskViewLayout // of the checks
 

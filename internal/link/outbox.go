@@ -113,7 +113,7 @@ func (o *Outbox) reportLost() {
 
 func bulk(kind event.Kind, fields event.Fields) bool {
 	switch kind {
-	case event.ConsoleLine, event.GuestLog, event.NetDNS, event.NetFlow, event.NetDenied:
+	case event.ConsoleLine, event.GuestLog, event.NetDNS, event.NetFlow, event.NetDenied, event.ProcessForked, event.ProcessExited:
 		return true
 	case event.DiskRead, event.DiskWrite:
 		watched, _ := fields["watched"].(bool)

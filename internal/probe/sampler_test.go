@@ -1,0 +1,163 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vigia/internal/event"
+)
+
+var errGone = errors.New("gone")
+
+// scene is a guest made by hand.
+type scene struct {
+	pulse   Pulse
+	tasks   []Glance
+	who     map[int64]Process
+	modules []Module
+}
+
+func (s *scene) Pulse() (Pulse, error) { return s.pulse, nil }
+
+func (s *scene) Glances(list []Glance) ([]Glance, error) { return append(list, s.tasks...), nil }
+
+func (s *scene) Describe(g Glance) (Process, error) {
+	p, ok := s.who[g.PID]
+	if !ok {
+		return Process{}, errGone
+	}
+	return p, nil
+}
+
+func (s *scene) Modules() ([]Module, error) { return s.modules, nil }
+
+// fork adds a process that is a copy of its parent; exec makes it another program.
+func (s *scene) fork(pid int64) {
+	s.pulse.Forks++
+	s.tasks = append(s.tasks, Glance{Task: uint64(pid) << 8, StartTime: uint64(pid), PID: pid, Image: 1, Threads: 1, Forked: true})
+	s.who[pid] = Process{Comm: "sh", Exe: "/bin/sh", Cmdline: "sh"}
+}
+
+func (s *scene) at(pid int64) *Glance {
+	return &s.tasks[slices.IndexFunc(s.tasks, func(g Glance) bool { return g.PID == pid })]
+}
+
+func (s *scene) exec(pid int64, cmdline string) {
+	g := s.at(pid)
+	g.Image, g.Forked = g.Image+1, false
+	s.who[pid] = Process{Comm: "x", Exe: "/bin/x", Cmdline: cmdline}
+}
+
+func (s *scene) end(pid int64) {
+	s.tasks = slices.DeleteFunc(s.tasks, func(g Glance) bool { return g.PID == pid })
+	delete(s.who, pid)
+}
+
+// sampled lets a sampler look after each step, and returns what it told, one word each.
+func sampled(t *testing.T, steps ...func(*scene)) []string {
+	t.Helper()
+	s := &scene{pulse: Pulse{Life: 1, Forks: 100, Counted: true}, who: map[int64]Process{}}
+	s.fork(1)
+	s.exec(1, "init")
+	var told []string
+	sampler := NewSampler(func() (Guest, error) { return s, nil }, func(kind event.Kind, f event.Fields) {
+		if err := (&event.Event{ID: event.MakeID("0123456789abcdef", 1), Machine: "m", Time: time.Unix(1, 0), Kind: kind, Fields: f}).Check(); err != nil {
+			t.Error(err)
+		}
+		told = append(told, strings.TrimSpace(fmt.Sprintf("%s %v", strings.TrimPrefix(string(kind), "process."), word(f))))
+	})
+	steps = append(append([]func(*scene){func(*scene) {}}, steps...), func(*scene) {})
+	for i, step := range steps {
+		step(s)
+		if _, err := sampler.Look(time.Unix(int64(i), 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return told
+}
+
+func word(f event.Fields) (w string) {
+	for _, name := range []string{"pid", "cmdline", "count", "threads", "exit_code", "signal", "old_uid", "uid", "name"} {
+		if v, ok := f[name]; ok && v != int64(0) && v != false {
+			w += fmt.Sprintf("%s=%v ", name, v)
+		}
+	}
+	return w
+}
+
+func TestSampler(t *testing.T) {
+	nothing := func(*scene) {}
+	for _, c := range []struct {
+		name  string
+		steps []func(*scene)
+		want  []string
+	}{
+		{"what was there began before anybody looked", []func(*scene){nothing, nothing}, nil},
+		{"fork, exec, exit", []func(*scene){
+			func(s *scene) { s.fork(7) }, func(s *scene) { s.exec(7, "x 1") }, func(s *scene) { s.end(7) },
+		}, []string{"forked pid=7 cmdline=sh", "started pid=7 cmdline=x 1", "exited pid=7 cmdline=x 1"}},
+		{"fork and exec between two looks", []func(*scene){
+			func(s *scene) { s.fork(7); s.exec(7, "x 1") },
+		}, []string{"started pid=7 cmdline=x 1"}},
+		{"in the middle of an exec there are no arguments", []func(*scene){
+			func(s *scene) { s.fork(7); s.exec(7, "") }, func(s *scene) { s.who[7] = Process{Cmdline: "x 1"} }, nothing,
+		}, []string{"started pid=7 cmdline=x 1"}},
+		{"a program without arguments", []func(*scene){
+			func(s *scene) { s.fork(7); s.exec(7, "") }, nothing, nothing,
+		}, []string{"started pid=7"}},
+		{"its end is seen", []func(*scene){
+			func(s *scene) { s.fork(7); s.exec(7, "x") }, func(s *scene) { s.at(7).Zombie, s.at(7).Exit, s.at(7).Image = true, 3<<8, 0 }, nothing, func(s *scene) { s.end(7) },
+		}, []string{"started pid=7 cmdline=x", "exited pid=7 cmdline=x exit_code=3"}},
+		{"killed", []func(*scene){
+			func(s *scene) { s.fork(7); s.exec(7, "x"); s.at(7).Zombie, s.at(7).Exit = true, 9 },
+		}, []string{"started pid=7 cmdline=x", "exited pid=7 cmdline=x signal=9"}},
+		{"credentials", []func(*scene){
+			func(s *scene) { s.fork(7); s.exec(7, "x"); s.at(7).UID, s.at(7).EUID = 1000, 1000 },
+			func(s *scene) { s.at(7).UID = 0 },
+		}, []string{"started pid=7 cmdline=x uid=1000", "credentials pid=7 cmdline=x old_uid=1000"}},
+		{"two are missed", []func(*scene){func(s *scene) { s.pulse.Forks += 2 }, nothing, nothing}, []string{"missed count=2"}},
+		{"one is being made", []func(*scene){func(s *scene) { s.pulse.Forks++ }, func(s *scene) { s.fork(7); s.pulse.Forks-- }}, []string{"forked pid=7 cmdline=sh"}},
+		{"one is seen before it is counted", []func(*scene){func(s *scene) { s.fork(7); s.pulse.Forks-- }, func(s *scene) { s.pulse.Forks++ }, nothing}, []string{"forked pid=7 cmdline=sh"}},
+		{"threads are no processes", []func(*scene){func(s *scene) { s.pulse.Forks += 3; s.at(1).Threads = 4 }, nothing}, nil},
+		{"threads that end can't be told apart", []func(*scene){func(s *scene) { s.pulse.Forks += 3; s.at(1).Ended = 9 }, nothing}, []string{"missed count=3 threads=true"}},
+		{"kernel threads", []func(*scene){func(s *scene) { s.fork(7); s.at(7).Kernel = true }, func(s *scene) { s.end(7) }, nothing}, nil},
+		{"a reused pid", []func(*scene){func(s *scene) { s.fork(7) }, func(s *scene) { s.end(7); s.fork(7); s.at(7).StartTime = 99 }},
+			[]string{"forked pid=7 cmdline=sh", "forked pid=7 cmdline=sh", "exited pid=7 cmdline=sh"}},
+		{"another life", []func(*scene){func(s *scene) { s.fork(7); s.pulse.Life, s.pulse.Forks = 2, 3 }, nothing, nothing}, nil},
+		{"a module", []func(*scene){func(s *scene) { s.modules, s.pulse.Module = []Module{{"evil", 5, 6}}, 7 }, func(s *scene) { s.pulse.Module = 0 }}, []string{"module.loaded name=evil"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := sampled(t, c.steps...); !slices.Equal(got, c.want) {
+				t.Errorf("told %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestPace: a storm of processes is told of as far as the pace allows, and counted beyond.
+func TestPace(t *testing.T) {
+	total, events := int64(0), 0
+	emit := func(_ event.Kind, f event.Fields) {
+		events++
+		n, ok := f["count"].(int64)
+		if !ok {
+			n = 1
+		}
+		total += n
+	}
+	flood := event.NewFlood("test", func(e event.Event) { emit(e.Kind, e.Fields) })
+	p := NewPace(emit, flood)
+	p.now = func() time.Time { return time.Unix(1, 0) }
+	const storm = 20_000
+	for i := range storm {
+		p.Emit(event.ProcessStarted, event.Fields{"pid": int64(i), "exe": "/bin/true"})
+	}
+	flood.Flush()
+	if total != storm || events > paceBurst+100 {
+		t.Errorf("%d events tell of %d processes, want %d", events, total, storm)
+	}
+}
