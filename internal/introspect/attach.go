@@ -40,7 +40,10 @@ type Guest struct {
 
 	taskPart [maxSpan]byte
 
-	taskViews *taskViewLayout // of the checks
+	taskViews   *taskViewLayout // of the checks
+	slabs       *slabLayout
+	moduleViews *moduleViewLayout
+	creds       *credLayout
 
 	scratch [max(maxPath, maxCmdline)]byte // for text on its way to becoming a string
 }

@@ -19,6 +19,11 @@ type check struct {
 // checks are all there are, in the order of a report.
 var checks = append([]check{
 	{"processes", true, (*Checker).processes},
+	{"modules", true, (*Checker).modulesHidden},
+	{"credentials", true, (*Checker).credentials},
+	{"task memory", false, (*Checker).taskMemory},
+	{"module memory", false, (*Checker).moduleMemory},
+	{"credential memory", false, (*Checker).credentialMemory},
 }, controlChecks()...)
 
 // Result is what one check saw in one sample.
@@ -57,7 +62,8 @@ type Inside interface {
 
 // settle are the waits between the samples in which a finding must be seen before it is given. What a kernel does in
 // passing (fork, exit, exec, loading a module) takes microseconds; only a virtual CPU that its host has put aside in the
-// middle of it makes it last. A finding that was given stays given without a wait while it is seen.
+// middle of it makes it last. A finding that was given stays given without a wait while it is seen, and what is only info is
+// given at once.
 var settle = []time.Duration{15 * time.Millisecond, 40 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond}
 
 // maxFindings bounds a report; the worst are kept.
@@ -69,11 +75,12 @@ type Checker struct {
 	guest  *Guest
 	inside Inside
 
-	mu     sync.Mutex
-	boot   Boot
-	known  map[string]map[string]bool // confirmed findings by check and identity
-	settle []time.Duration
-	sleep  func(time.Duration)
+	mu      sync.Mutex
+	boot    Boot
+	known   map[string]map[string]bool // confirmed findings by check and identity
+	history map[taskKey]credHistory
+	settle  []time.Duration
+	sleep   func(time.Duration)
 }
 
 // NewChecker makes a checker. inside may be nil: no guest channel.
@@ -116,6 +123,7 @@ func (c *Checker) Run(full bool) (Report, error) {
 	if done == 0 && first != nil {
 		return Report{}, first
 	}
+	r.Findings = distinct(r.Findings)
 	byWorst(r.Findings)
 	if len(r.Findings) > maxFindings {
 		r.Dropped = len(r.Findings) - maxFindings
@@ -127,7 +135,7 @@ func (c *Checker) Run(full bool) (Report, error) {
 
 // forget begins anew, for another life of the guest's kernel.
 func (c *Checker) forget(boot Boot) {
-	c.boot, c.known = boot, map[string]map[string]bool{}
+	c.boot, c.known, c.history = boot, map[string]map[string]bool{}, nil
 }
 
 // confirmed runs one check until what it finds was found in every sample, or was known before.
@@ -140,7 +148,7 @@ func (c *Checker) confirmed(k *check) (Result, error) {
 	took := time.Since(began)
 	known := c.known[k.name]
 	suspects := func() bool {
-		return slices.ContainsFunc(res.Findings, func(f Finding) bool { return !known[f.identity()] })
+		return slices.ContainsFunc(res.Findings, func(f Finding) bool { return f.Serious() && !known[f.identity()] })
 	}
 	for i := 0; i < len(c.settle) && suspects(); i++ {
 		c.sleep(c.settle[i])
@@ -150,7 +158,7 @@ func (c *Checker) confirmed(k *check) (Result, error) {
 		}
 		res.Findings = slices.DeleteFunc(again.Findings, func(f Finding) bool {
 			id := f.identity()
-			return !known[id] && !slices.ContainsFunc(res.Findings, func(was Finding) bool { return was.identity() == id })
+			return f.Serious() && !known[id] && !slices.ContainsFunc(res.Findings, func(was Finding) bool { return was.identity() == id })
 		})
 	}
 	now := make(map[string]bool, len(res.Findings))
@@ -166,36 +174,63 @@ func (c *Checker) confirmed(k *check) (Result, error) {
 	}
 	res.Views[0].TookMS = float64(took.Microseconds()) / 1000
 	for i := range res.Findings {
-		res.Findings[i].check = k.name
+		res.Findings[i].checks = []string{k.name}
 	}
 	return res, nil
 }
 
+// distinct joins what several checks found: the last one's words, which has looked at the most.
+func distinct(list []Finding) []Finding {
+	at := map[string]int{}
+	out := list[:0]
+	for _, f := range list {
+		id := f.identity()
+		if i, twice := at[id]; twice {
+			f.checks = append(out[i].checks, f.checks...)
+			out[i] = f
+			continue
+		}
+		at[id] = len(out)
+		out = append(out, f)
+	}
+	return out
+}
+
 // Changes tells what is new in a round of checks, and what is gone: each finding once until it is gone.
 type Changes struct {
-	told map[string]string // identity → check
+	told map[string]map[string]bool // identity → the checks that found it
 }
 
 // New returns the serious findings of a report that the last ones did not have.
 func (t *Changes) New(r Report) []Finding {
 	if t.told == nil {
-		t.told = map[string]string{}
+		t.told = map[string]map[string]bool{}
 	}
 	var fresh []Finding
-	seen := map[string]bool{}
+	seen := map[string][]string{}
 	for _, f := range r.Findings {
-		id := f.check + "\x00" + f.identity()
-		seen[id] = true
-		if _, old := t.told[id]; !old && f.Serious() {
-			t.told[id] = f.check
+		id := f.identity()
+		if seen[id] = f.checks; !f.Serious() {
+			continue
+		}
+		if t.told[id] == nil {
+			t.told[id] = map[string]bool{}
 			fresh = append(fresh, f)
+		}
+		for _, name := range f.checks {
+			t.told[id][name] = true
 		}
 	}
 	if r.Dropped > 0 {
 		return fresh // what is missing may only have had no room
 	}
-	for id, was := range t.told {
-		if !seen[id] && r.made(was) {
+	for id, by := range t.told {
+		for name := range by {
+			if r.made(name) && !slices.Contains(seen[id], name) {
+				delete(by, name)
+			}
+		}
+		if len(by) == 0 {
 			delete(t.told, id)
 		}
 	}

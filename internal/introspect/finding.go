@@ -40,7 +40,7 @@ type Finding struct {
 	// and start time, say.
 	Key string `json:"-"`
 
-	check string // which one gave it
+	checks []string // which gave it
 }
 
 // Evidence is what was read, and what should have been there.

@@ -8,6 +8,9 @@ import (
 // processes compares the ways in which the kernel keeps its tasks.
 func (c *Checker) processes() (Result, error) { return c.compareTasks() }
 
+// taskMemory compares them with the memory that tasks are made of, too.
+func (c *Checker) taskMemory() (Result, error) { return c.compareTasks((*Guest).taskSlabs) }
+
 func (c *Checker) compareTasks(more ...func(*Guest) *listing) (res Result, err error) {
 	g := c.guest
 	err = g.view(func() error {

@@ -54,6 +54,8 @@ var (
 	ErrAbsent = errors.New("page not present")
 	// ErrBadAddress: the virtual address is not canonical.
 	ErrBadAddress = errors.New("address not canonical")
+	// ErrTables: a range of addresses is mapped by more tables than any real one.
+	ErrTables = errors.New("too many page tables")
 	// ErrLayout: the regions do not fit the file.
 	ErrLayout = errors.New("memory layout does not fit")
 	// ErrTooLong: a string has no end within its cap.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -227,5 +228,56 @@ func BenchmarkU64(b *testing.B) {
 		if _, err := s.U64(medium + 0x100); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestRange(t *testing.T) {
+	for _, levels := range []int{4, 5} {
+		f := mapped(levels)
+		s := NewSpace(f, 0x1000, levels)
+		for _, c := range []struct {
+			from, to uint64
+			want     []uint64
+		}{
+			{0, 1 << 47, []uint64{small &^ 0xfff}},
+			{small &^ 0xfff, small&^0xfff + 1, []uint64{small &^ 0xfff}},
+			{small + 0x1000, 1 << 47, nil},
+			{0xffff800000000000, 0xffffffffffffffff, []uint64{medium, big}},
+			{medium + 5<<20, 0xffffffffffffffff, []uint64{big}},
+			{big + 123, big + 124, []uint64{big}},
+		} {
+			var got []uint64
+			err := s.Range(c.from, c.to, func(va uint64, p Page) bool {
+				want, err := s.Walk(va)
+				if err != nil || p != want {
+					t.Errorf("%#x: %+v, Walk says %+v, %v", va, p, want, err)
+				}
+				got = append(got, va)
+				return true
+			})
+			if err != nil || !slices.Equal(got, c.want) {
+				t.Errorf("%d levels, %#x to %#x: %#x, %v; want %#x", levels, c.from, c.to, got, err, c.want)
+			}
+		}
+		f.reads = 0
+		if err := s.Range(0, 1<<47, func(uint64, Page) bool { return false }); err != nil || f.reads != levels {
+			t.Errorf("%d reads to the first page, %v", f.reads, err)
+		}
+		if err := s.Range(5, 5, nil); !errors.Is(err, ErrBadAddress) {
+			t.Errorf("an empty range: %v", err)
+		}
+	}
+}
+
+// TestRangeEnds maps a table into all of its own entries.
+func TestRangeEnds(t *testing.T) {
+	f := &flat{b: make([]byte, 1<<20)}
+	for i := range 512 {
+		f.entry(0x1000, i, 0x1000|ptePresent)
+	}
+	pages := 0
+	err := NewSpace(f, 0x1000, 4).Range(0, 1<<47, func(uint64, Page) bool { pages++; return true })
+	if !errors.Is(err, ErrTables) || pages > maxTables*512 {
+		t.Errorf("%d pages, %v", pages, err)
 	}
 }

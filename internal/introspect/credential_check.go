@@ -1,0 +1,167 @@
+package introspect
+
+import "fmt"
+
+// taskKey names a task uniquely over samples.
+type taskKey struct{ task, start uint64 }
+
+// credHistory is what the last round knew of a task: who it was, and whether it was raised since.
+type credHistory struct {
+	id     identity
+	before identity // where it was raised: who it was before
+	how    string
+}
+
+// credentials looks at who each task is: at what can't be at one moment, and at what can't have come to be since the last
+// round.
+func (c *Checker) credentials() (res Result, err error) {
+	g := c.guest
+	l := g.credLayout()
+	if l.err != nil {
+		return res, l.err
+	}
+	err = g.view(func() error {
+		tasks, err := g.livingTasks()
+		if err != nil {
+			return err
+		}
+		res = Result{Views: []View{{Name: "credentials", Count: len(tasks)}}}
+		now := make(map[taskKey]credHistory, len(tasks))
+		users := map[uint64]uint64{} // by cred: the group of the first task that has it
+		for _, task := range tasks {
+			k := taskKey{task: task}
+			if k.start, err = g.space.U64(task + g.layout.task.startTime); err != nil {
+				continue
+			}
+			id, err := g.identityOf(task)
+			if err != nil {
+				if was, known := c.history[k]; known {
+					now[k] = was
+				}
+				continue
+			}
+			h := c.history[k].next(id, c.history[k].id.at != 0)
+			now[k] = h
+			res.Findings = append(res.Findings, g.credFindings(task, h, users)...)
+		}
+		c.history = now
+		return nil
+	})
+	return res, err
+}
+
+// next is what is known of a task after another sample. What was raised stays so while it has what it was not given.
+func (h credHistory) next(id identity, known bool) credHistory {
+	n := credHistory{id: id}
+	switch {
+	case !known:
+	case h.how != "":
+		h.before.exec, h.before.ns = id.exec, id.ns
+		if _, still := id.raisedFrom(&h.before); still {
+			n.before, n.how = h.before, h.how
+		}
+	default:
+		if how, raised := id.raisedFrom(&h.id); raised {
+			n.before, n.how = h.id, how
+		}
+	}
+	return n
+}
+
+// livingTasks is every thread that the table of pids knows.
+func (g *Guest) livingTasks() ([]uint64, error) {
+	pids := g.pidTable()
+	if !pids.known {
+		pids = g.tasksListed()
+	}
+	var tasks []uint64
+	for _, task := range union([]*listing{pids}) {
+		if f, err := g.taskFacts(task); err == nil && !f.passing && !f.exiting {
+			tasks = append(tasks, task)
+		}
+	}
+	if g.meter.left <= 0 {
+		return nil, ErrEndless
+	}
+	return tasks, nil
+}
+
+// credFindings judges one task.
+func (g *Guest) credFindings(task uint64, h credHistory, users map[uint64]uint64) (found []Finding) {
+	l, id := g.credLayout(), &h.id
+	add := func(kind string, severity Severity, format string, v ...any) {
+		p := Process{Task: task}
+		if g.process(&p) != nil {
+			return
+		}
+		found = append(found, Finding{Kind: kind, Severity: severity, Subject: nameTask(p.Comm, p.PID), Process: &p, Detail: fmt.Sprintf(format, v...),
+			Key:      fmt.Sprintf("%x %x", task, p.StartTime),
+			Evidence: []Evidence{{Address: id.at, Note: "struct cred"}, {Address: task, Note: "task_struct"}}})
+	}
+	if h.how != "" {
+		add(KindCredRaised, Critical, "the process %s; it has not called exec since, and no other system call does that", h.how)
+	}
+	if id.effective&^id.permitted != 0 {
+		add(KindCredCaps, High, "the process uses capabilities that it is not permitted: %#x", id.effective&^id.permitted)
+	}
+	if uid, err := g.space.U32(id.user + l.userUID); err == nil && uid != id.uid {
+		add(KindCredUser, Critical, "the process has the user id %d, and the account of user %d: its id was written over", id.uid, uid)
+	}
+	r := reader{s: g.space}
+	group, flags := r.u64(task+g.layout.task.signal), r.u32(task+g.layout.task.flags)
+	if r.err != nil || flags&flagKernelThread != 0 {
+		return found
+	}
+	if first, shared := users[id.at]; id.at == l.initCred+g.boot.Slide {
+		add(KindCredShared, Critical, "the process has the kernel's own first credentials")
+	} else if shared && first != group {
+		add(KindCredShared, Critical, "the process shares its credentials with another, which no system call does")
+	}
+	if _, known := users[id.at]; !known {
+		users[id.at] = group
+	}
+	return found
+}
+
+// credentialMemory finds credentials that do not lie in the memory that the kernel makes them of.
+func (c *Checker) credentialMemory() (res Result, err error) {
+	g := c.guest
+	l, s := g.credLayout(), g.slabLayout()
+	if l.err != nil {
+		return res, l.err
+	}
+	if s.err != nil {
+		return res, s.err
+	}
+	err = g.view(func() error {
+		tasks, err := g.livingTasks()
+		if err != nil {
+			return err
+		}
+		jar, err := g.space.U64(s.credCache + g.boot.Slide)
+		if err != nil {
+			return err
+		}
+		res = Result{Views: []View{{Name: "credential slabs", Count: len(tasks)}}}
+		for _, task := range tasks {
+			id, err := g.identityOf(task)
+			if err != nil || id.at == l.initCred+g.boot.Slide {
+				continue
+			}
+			cache, err := g.slabOf(id.at)
+			if err == nil && cache == jar {
+				continue
+			}
+			p := Process{Task: task}
+			if g.process(&p) != nil {
+				continue
+			}
+			res.Findings = append(res.Findings, Finding{Kind: KindCredForeign, Severity: Critical, Subject: nameTask(p.Comm, p.PID), Process: &p,
+				Detail:   "the process has credentials that the kernel did not make",
+				Key:      fmt.Sprintf("%x %x", task, p.StartTime),
+				Evidence: []Evidence{{Address: id.at, Note: "struct cred"}, {Address: task, Note: "task_struct"}}})
+		}
+		return nil
+	})
+	return res, err
+}
