@@ -24,7 +24,7 @@ import (
 const (
 	qemuOverhead = 512 << 20
 	qemuThreads  = 256
-	runTime      = time.Minute // for QEMU to come up and let the guest go
+	runTime      = time.Minute // for QEMU to come up and let the guest go, whatever a guard says
 )
 
 // workerLimits are a guard's or gate's. A guard has a CPU for what each of its guest's asks for, and one to look at the guest's
@@ -377,7 +377,11 @@ func (l *launch) whyNot(err error) error {
 	select {
 	case <-l.qemu.Done():
 	case <-time.After(time.Second):
-		return fmt.Errorf("QEMU did not come up: %w", err)
+		said := "and has said nothing in its log"
+		if tail := l.d.qemuLogTail(l.id()); tail != "" {
+			said = "and last said in its log: " + tail
+		}
+		return fmt.Errorf("QEMU did not come up: %w, %s", err, said)
 	}
 	if tail := l.d.qemuLogTail(l.id()); tail != "" {
 		return fmt.Errorf("QEMU ended at once (%s): %s", l.qemu.Exit(), tail)

@@ -268,14 +268,39 @@ func monitorCall(f func(*machine.Monitor, context.Context) error) func(*Guard, c
 	}
 }
 
+// greetTime is how long a QEMU that was just started may take for each of its first words: it needs a tenth of a second
+// of a processor for them. One that was found running may be busy with its disk, and has as long as the daemon waits.
+const greetTime = 15 * time.Second
+
 // run lets the guest go, unless this guard found it running.
 func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) {
 	closeFiles(r.Files)
-	m, err := g.qemu(ctx)
-	if err != nil || g.cfg.Running {
+	if g.cfg.Running {
+		_, err := g.qemu(ctx)
 		return link.Response{}, err
 	}
-	return link.Response{}, m.Continue(ctx)
+	silent := fmt.Errorf("it runs, and has not greeted on its monitor in %s", greetTime)
+	up, cancel := context.WithTimeoutCause(ctx, greetTime, silent)
+	defer cancel()
+	m, err := g.qemu(up)
+	if err != nil {
+		return link.Response{}, causeOf(up, err)
+	}
+	deaf := fmt.Errorf("it runs, and has not answered its monitor's \"cont\" in %s", greetTime)
+	going, cancel := context.WithTimeoutCause(ctx, greetTime, deaf)
+	defer cancel()
+	if err := m.Continue(going); err != nil {
+		return link.Response{}, causeOf(going, err)
+	}
+	return link.Response{}, nil
+}
+
+// causeOf is why ctx ended where it did, and else err.
+func causeOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
 }
 
 // powerDown presses the power button, and asks the guest agent too where there is one: a guest without ACPI events

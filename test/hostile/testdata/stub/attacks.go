@@ -21,6 +21,13 @@ var attacks = map[string]func(*stub, *parts){
 	"qmp-resets": func(s *stub, p *parts) {
 		p.qmp = s.afterCont(func(c net.Conn) { flood(c, same(event("RESET", `{"guest": true, "reason": "guest-reset"}`))) })
 	},
+	"qmp-silent": func(s *stub, p *parts) { p.qmp = drain },
+	"qmp-stuck": func(s *stub, p *parts) {
+		p.qmp = func(c net.Conn) {
+			c.Write([]byte(greeting))
+			s.answer(c, func(cmd string) { block(cmd == "qmp_capabilities") })
+		}
+	},
 	"qmp-deaf": func(s *stub, p *parts) {
 		p.qmp = func(c net.Conn) { c.Write([]byte(greeting)); s.answer(c, func(cmd string) { block(cmd == "cont") }) }
 	},
