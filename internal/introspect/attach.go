@@ -35,8 +35,11 @@ type Guest struct {
 	files   *fileLayout
 	sockets *socketLayout
 	codes   *codeLayout
-	points  []uint64 // link addresses of the kernel's tracepoints
 	glances *glanceLayout
+
+	points     []uint64          // link addresses of the kernel's tracepoints
+	fieldMemo  map[string]uint64 // what the checks of control flow have looked up: fields and sizes of types
+	symbolMemo map[string]uint64 // and link addresses of symbols
 
 	taskPart [maxSpan]byte
 

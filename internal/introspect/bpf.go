@@ -28,7 +28,7 @@ type bpfLayout struct {
 }
 
 func (c *control) bpf() error {
-	r, l := &resolver{p: c.profile}, bpfLayout{}
+	r, l := c.resolver(), bpfLayout{}
 	l.typ, l.aux, l.length = r.field("bpf_prog", "type"), r.field("bpf_prog", "aux"), r.field("bpf_prog", "len")
 	l.insns, l.function = r.field("bpf_prog", "insnsi"), r.field("bpf_prog", "bpf_func")
 	l.id, l.name, l.attach = r.field("bpf_prog_aux", "id"), r.field("bpf_prog_aux", "name"), r.field("bpf_prog_aux", "attach_func_name")

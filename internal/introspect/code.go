@@ -45,6 +45,9 @@ type codeLayout struct {
 	kallsyms                            uint64
 	symtab, numSymtab, strtab           uint64
 	ksymNode, ksymStart, ksymEnd, ksym  uint64
+	opsNode, opsTrampoline, opsSize     uint64
+	slotPages, slotNode, slotInsns      uint64
+	noMade                              bool // the kernel makes no code, or says too little of it
 }
 
 func (g *Guest) codeLayout() (*codeLayout, error) {
@@ -80,8 +83,14 @@ func (g *Guest) codeLayout() (*codeLayout, error) {
 	l.kallsyms = r.optional("module", "kallsyms")
 	l.symtab, l.numSymtab = r.optional("mod_kallsyms", "symtab"), r.optional("mod_kallsyms", "num_symtab")
 	l.strtab = r.optional("mod_kallsyms", "strtab")
-	l.ksymNode, l.ksym = r.optional("bpf_ksym", "lnode"), r.optional("bpf_ksym", "name")
-	l.ksymStart, l.ksymEnd = r.optional("bpf_ksym", "start"), r.optional("bpf_ksym", "end")
+	made := &resolver{p: g.profile}
+	l.ksymNode, l.ksym = made.field("bpf_ksym", "lnode"), made.field("bpf_ksym", "name")
+	l.ksymStart, l.ksymEnd = made.field("bpf_ksym", "start"), made.field("bpf_ksym", "end")
+	l.opsNode, l.opsTrampoline = made.field("ftrace_ops", "list"), made.field("ftrace_ops", "trampoline")
+	l.opsSize = made.field("ftrace_ops", "trampoline_size")
+	l.slotPages = made.field("kprobe_insn_cache", "pages")
+	l.slotNode, l.slotInsns = made.field("kprobe_insn_page", "list"), made.field("kprobe_insn_page", "insns")
+	l.noMade = made.err != nil
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -170,27 +179,56 @@ func (g *Guest) moduleCode(m *codeMap, l *codeLayout, at uint64) error {
 	return nil
 }
 
-// madeCode adds what the kernel's own list of made code has. It changes under RCU, without back pointers that hold
-// while it does; what is missed is asked for again (control.look).
+// madeCode adds the code that the kernel makes as it runs, from its own lists: BPF programs and their trampolines, the
+// function tracer's trampolines, and the pages that probes keep instructions in. The lists change under RCU; what is
+// missed in one sample is there in the next.
 func (g *Guest) madeCode(m *codeMap, l *codeLayout) {
-	head, err := g.profile.Symbol("bpf_kallsyms")
-	if err != nil || l.ksymNode == noField || l.ksymStart == noField || l.ksymEnd == noField || l.ksym == noField {
-		return
-	}
-	_ = g.walk(head+g.boot.Slide, func(node uint64) error {
-		r := reader{s: g.space}
-		at := node - l.ksymNode
-		start, end := r.u64(at+l.ksymStart), r.u64(at+l.ksymEnd)
-		name := g.scratch[:64]
-		r.bytes(at+l.ksym, name)
-		if r.err == nil && start < end && end-start <= maxModuleSize {
-			m.runs = append(m.runs, code{start: start, end: end, owner: ownerMade, name: event.Text(untilNUL(name))})
-		}
+	add := func(start, size uint64, name string) error {
 		if len(m.runs) > maxMade {
 			return ErrEndless
 		}
+		if size != 0 && size <= maxModuleSize {
+			m.runs = append(m.runs, code{start: start, end: start + size, owner: ownerMade, name: name})
+		}
 		return nil
+	}
+	made := func(list string, offset uint64, visit func(at uint64) error) {
+		head, err := g.profile.Symbol(list)
+		if err == nil && !l.noMade {
+			_ = g.walk(head+g.boot.Slide, func(node uint64) error { return visit(node - offset) })
+		}
+	}
+	made("bpf_kallsyms", l.ksymNode, func(at uint64) error {
+		r := reader{s: g.space}
+		start, end := r.u64(at+l.ksymStart), r.u64(at+l.ksymEnd)
+		name := g.scratch[:64]
+		r.bytes(at+l.ksym, name)
+		if r.err != nil {
+			return ErrTorn
+		}
+		return add(start, end-start, event.Text(untilNUL(name)))
 	})
+	made("ftrace_ops_trampoline_list", l.opsNode, func(at uint64) error {
+		r := reader{s: g.space}
+		start, size := r.u64(at+l.opsTrampoline), r.u64(at+l.opsSize)
+		if r.err != nil {
+			return ErrTorn
+		}
+		return add(start, size, "trampoline of ftrace")
+	})
+	for _, cache := range []string{"kprobe_insn_slots", "kprobe_optinsn_slots"} {
+		head, err := g.profile.Symbol(cache)
+		if err != nil || l.noMade {
+			continue
+		}
+		_ = g.walk(head+g.boot.Slide+l.slotPages, func(node uint64) error {
+			start, err := g.space.U64(node - l.slotNode + l.slotInsns)
+			if err != nil {
+				return ErrTorn
+			}
+			return add(start, 4096, "instructions of probes")
+		})
+	}
 }
 
 // at returns whose code lies at an address.

@@ -41,6 +41,17 @@ var controls = []struct {
 	{"network", true, (*control).network},
 	{"lsm", true, (*control).lsm},
 	{"notifiers", true, (*control).notifiers},
+	{"helpers", true, (*control).helpers},
+	{"mounts", true, (*control).mounts},
+	{"proc", false, (*control).procFiles},
+	{"inodes", false, (*control).inodes},
+	{"file operations", false, (*control).openFiles},
+	{"terminals", true, (*control).terminals},
+	{"formats", true, (*control).lists},
+	{"timers", true, all((*control).timers, (*control).clocks)},
+	{"breakpoints", true, (*control).breakpoints},
+	{"threads", true, (*control).tasks},
+	{"pointers", false, (*control).static},
 }
 
 // controlChecks are the same for the checker.
@@ -111,13 +122,28 @@ func (c *control) found(f Finding) {
 	}
 }
 
+// resolver looks up fields and sizes; a check asks for the same ones in each sample.
+func (c *control) resolver() *resolver {
+	if c.fieldMemo == nil {
+		c.fieldMemo = map[string]uint64{}
+	}
+	return &resolver{p: c.profile, memo: c.fieldMemo}
+}
+
 // symbolAddr returns the run-time address of the kernel's one symbol of a name.
 func (c *control) symbolAddr(name string) (uint64, error) {
-	addr, err := c.profile.Symbol(name)
-	if err != nil {
+	if c.symbolMemo == nil {
+		c.symbolMemo = map[string]uint64{}
+	}
+	link, ok := c.symbolMemo[name]
+	if !ok {
+		link, _ = c.profile.Symbol(name) // 0: there is none
+		c.symbolMemo[name] = link
+	}
+	if link == 0 {
 		return 0, fmt.Errorf("%w: %s", errNotBuilt, name)
 	}
-	return addr + c.boot.Slide, nil
+	return link + c.boot.Slide, nil
 }
 
 // table reads n bytes into memory that the next table uses again.

@@ -65,7 +65,7 @@ func (c *control) tracers() (list []tracer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	function, next := r.field("ftrace_ops", "func"), r.field("ftrace_ops", "next")
 	if r.err != nil {
 		return nil, r.err
@@ -88,7 +88,7 @@ func (c *control) tracers() (list []tracer, err error) {
 
 // filter returns the functions that a tracer asked for.
 func (c *control) filter(ops uint64) (sites []uint64) {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	hash, filter := r.field("ftrace_ops", "func_hash"), r.field("ftrace_ops_hash", "filter_hash")
 	bits, count, buckets := r.field("ftrace_hash", "size_bits"), r.field("ftrace_hash", "count"), r.field("ftrace_hash", "buckets")
 	link, ip := r.field("ftrace_func_entry", "hlist"), r.field("ftrace_func_entry", "ip")
@@ -160,7 +160,7 @@ func (c *control) graphs() {
 	if err != nil {
 		return
 	}
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	entry, exit := r.field("fgraph_ops", "entryfunc"), r.field("fgraph_ops", "retfunc")
 	b, err := c.table(array, c.entries(array, 64)*8)
 	if err != nil || r.err != nil {
@@ -178,7 +178,7 @@ func (c *control) graphs() {
 
 // sites looks at the records of all functions for those that are switched on, and at where their calls lead.
 func (c *control) sites(tracers []tracer) error {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	next, records, count := r.field("ftrace_page", "next"), r.field("ftrace_page", "records"), r.field("ftrace_page", "index")
 	ip, flags := r.field("dyn_ftrace", "ip"), r.field("dyn_ftrace", "flags")
 	size, err := c.profile.Size("dyn_ftrace")

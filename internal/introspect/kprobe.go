@@ -18,7 +18,7 @@ func (c *control) kprobes() error {
 	if err != nil {
 		return err
 	}
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	link, list := r.field("kprobe", "hlist"), r.field("kprobe", "list")
 	if r.err != nil {
 		return r.err
@@ -51,7 +51,7 @@ func (c *control) kprobes() error {
 
 // kprobe reports one probe, and returns whether it stands for several.
 func (c *control) kprobe(probe uint64) (several bool) {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	addr, pre, post := r.field("kprobe", "addr"), r.field("kprobe", "pre_handler"), r.field("kprobe", "post_handler")
 	read := reader{s: c.space}
 	at, before, after := read.u64(probe+addr), read.u64(probe+pre), read.u64(probe+post)
@@ -87,7 +87,7 @@ func (c *control) uprobes() error {
 	if err != nil {
 		return err
 	}
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	node, consumers := r.field("uprobe", "rb_node"), r.field("uprobe", "consumers")
 	handler, exit := r.field("uprobe_consumer", "handler"), r.field("uprobe_consumer", "ret_handler")
 	next := r.optional("uprobe_consumer", "next")
@@ -156,7 +156,7 @@ func (g *Guest) CheckTracepoints() ([]Finding, error) { return g.look((*control)
 const maxTracepointProbes = 64
 
 func (c *control) tracepoints() error {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	funcs, fn := r.field("tracepoint", "funcs"), r.field("tracepoint_func", "func")
 	size, err := c.profile.Size("tracepoint_func")
 	if r.err != nil || err != nil {

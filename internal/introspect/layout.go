@@ -27,20 +27,39 @@ const noField = ^uint64(0)
 type resolver struct {
 	p   *kernel.Profile
 	err error
+	// memo, where it is not nil, keeps what was found: for who asks anew in each sample.
+	memo map[string]uint64
+}
+
+// remember returns what find found the first time it was asked for name.
+func (r *resolver) remember(name string, find func() (uint64, error)) uint64 {
+	v, ok := r.memo[name]
+	if ok {
+		return v
+	}
+	v, err := find()
+	switch {
+	case err == nil && r.memo != nil:
+		r.memo[name] = v
+	case err != nil && r.err == nil:
+		r.err = err
+	}
+	return v
 }
 
 func (r *resolver) field(typ string, paths ...string) uint64 {
-	var err error
-	for _, path := range paths { // the names it has had, newest first
-		var off uint64
-		if off, err = r.p.Offset(typ, path); err == nil {
-			return off
+	return r.remember(typ+"."+paths[0], func() (off uint64, err error) {
+		for _, path := range paths { // the names it has had, newest first
+			if off, err = r.p.Offset(typ, path); err == nil {
+				return off, nil
+			}
 		}
-	}
-	if r.err == nil {
-		r.err = err
-	}
-	return 0
+		return 0, err
+	})
+}
+
+func (r *resolver) size(typ string) uint64 {
+	return r.remember(typ, func() (uint64, error) { return r.p.Size(typ) })
 }
 
 func (r *resolver) symbol(name string) uint64 {

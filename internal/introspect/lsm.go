@@ -53,7 +53,7 @@ func (c *control) lsmLists(hook uint64) error {
 // lsmCalls reads the static calls that 6.12 has in their place: key, trampoline, hook, switch.
 func (c *control) lsmCalls(table, hook uint64) error {
 	size, err := c.profile.Size("lsm_static_calls_table")
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	key, entry := r.field("lsm_static_call", "key"), r.field("lsm_static_call", "hl")
 	function := r.field("static_call_key", "func")
 	each, err2 := c.profile.Size("lsm_static_call")
@@ -110,7 +110,7 @@ func (c *control) notifiers() error {
 }
 
 func (c *control) notifierChain(name string, pointer uint64) {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	call, next := r.field("notifier_block", "notifier_call"), r.field("notifier_block", "next")
 	if r.err != nil {
 		return

@@ -72,7 +72,7 @@ func (c *control) netfilterHooks(pointer uint64, point string) {
 	if err != nil || entries == 0 {
 		return
 	}
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	count, hooks, hook := r.field("nf_hook_entries", "num_hook_entries"), r.field("nf_hook_entries", "hooks"), r.field("nf_hook_entry", "hook")
 	size, err := c.profile.Size("nf_hook_entry")
 	n, err2 := c.space.U16(entries + count)
@@ -89,7 +89,7 @@ func (c *control) netfilterHooks(pointer uint64, point string) {
 
 // devices looks at the network devices of a namespace.
 func (c *control) devices(net uint64) error {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	head, link, name := r.field("net", "dev_base_head"), r.field("net_device", "dev_list"), r.field("net_device", "name")
 	ops, receive, taps := r.field("net_device", "netdev_ops"), r.field("net_device", "rx_handler"), r.field("net_device", "ptype_all")
 	ingress := r.optional("net_device", "nf_hooks_ingress")
@@ -158,7 +158,7 @@ func (c *control) packets() error {
 }
 
 func (c *control) taps(head uint64, what string) error {
-	r := &resolver{p: c.profile}
+	r := c.resolver()
 	link, function := r.field("packet_type", "list"), r.field("packet_type", "func")
 	if r.err != nil {
 		return errNotBuilt
