@@ -74,6 +74,7 @@ const maxFindings = 256
 type Checker struct {
 	guest  *Guest
 	inside Inside
+	checks []check
 
 	mu      sync.Mutex
 	boot    Boot
@@ -85,7 +86,7 @@ type Checker struct {
 
 // NewChecker makes a checker. inside may be nil: no guest channel.
 func NewChecker(g *Guest, inside Inside) *Checker {
-	return &Checker{guest: g, inside: inside, settle: settle, sleep: time.Sleep}
+	return &Checker{guest: g, inside: inside, checks: checks, settle: settle, sleep: time.Sleep}
 }
 
 // Run makes one round: the cheap checks, or all. A check that a kernel does not support is no error: its view says so.
@@ -100,8 +101,8 @@ func (c *Checker) Run(full bool) (Report, error) {
 	r := Report{failed: map[string]bool{}, full: full}
 	var first error
 	done := 0
-	for i := range checks {
-		k := &checks[i]
+	for i := range c.checks {
+		k := &c.checks[i]
 		if !full && !k.cheap {
 			continue
 		}

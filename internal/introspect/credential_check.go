@@ -27,7 +27,7 @@ func (c *Checker) credentials() (res Result, err error) {
 		}
 		res = Result{Views: []View{{Name: "credentials", Count: len(tasks)}}}
 		now := make(map[taskKey]credHistory, len(tasks))
-		users := map[uint64]uint64{} // by cred: the group of the first task that has it
+		j := credJudge{Guest: g, users: map[uint64]uint64{}, told: map[string]bool{}}
 		for _, task := range tasks {
 			k := taskKey{task: task}
 			if k.start, err = g.space.U64(task + g.layout.task.startTime); err != nil {
@@ -42,7 +42,7 @@ func (c *Checker) credentials() (res Result, err error) {
 			}
 			h := c.history[k].next(id, c.history[k].id.at != 0)
 			now[k] = h
-			res.Findings = append(res.Findings, g.credFindings(task, h, users)...)
+			res.Findings = append(res.Findings, j.judge(task, h)...)
 		}
 		c.history = now
 		return nil
@@ -86,41 +86,61 @@ func (g *Guest) livingTasks() ([]uint64, error) {
 	return tasks, nil
 }
 
-// credFindings judges one task.
-func (g *Guest) credFindings(task uint64, h credHistory, users map[uint64]uint64) (found []Finding) {
-	l, id := g.credLayout(), &h.id
-	add := func(kind string, severity Severity, format string, v ...any) {
-		p := Process{Task: task}
-		if g.process(&p) != nil {
-			return
+// credJudge judges tasks one after the other.
+type credJudge struct {
+	*Guest
+	users map[uint64]uint64 // by struct cred: the group of the first process that has it
+	told  map[string]bool   // what was found already: threads share what their process is
+}
+
+// judge says what is wrong with one task's credentials.
+func (j *credJudge) judge(task uint64, h credHistory) (found []Finding) {
+	l, id := j.credLayout(), &h.id
+	add := func(kind, format string, v ...any) {
+		if f, ok := j.finding(kind, task, id.at, fmt.Sprintf(format, v...)); ok {
+			found = append(found, f)
 		}
-		found = append(found, Finding{Kind: kind, Severity: severity, Subject: nameTask(p.Comm, p.PID), Process: &p, Detail: fmt.Sprintf(format, v...),
-			Key:      fmt.Sprintf("%x %x", task, p.StartTime),
-			Evidence: []Evidence{{Address: id.at, Note: "struct cred"}, {Address: task, Note: "task_struct"}}})
 	}
 	if h.how != "" {
-		add(KindCredRaised, Critical, "the process %s; it has not called exec since, and no other system call does that", h.how)
+		add(KindCredRaised, "the process %s; it has not called exec since, and no other system call does that", h.how)
 	}
 	if id.effective&^id.permitted != 0 {
-		add(KindCredCaps, High, "the process uses capabilities that it is not permitted: %#x", id.effective&^id.permitted)
+		add(KindCredCaps, "the process uses capabilities that it is not permitted: %#x", id.effective&^id.permitted)
 	}
-	if uid, err := g.space.U32(id.user + l.userUID); err == nil && uid != id.uid {
-		add(KindCredUser, Critical, "the process has the user id %d, and the account of user %d: its id was written over", id.uid, uid)
+	if uid, err := j.space.U32(id.user + l.userUID); err == nil && uid != id.uid {
+		add(KindCredUser, "the process has the user id %d, and the account of user %d: its id was written over", id.uid, uid)
 	}
-	r := reader{s: g.space}
-	group, flags := r.u64(task+g.layout.task.signal), r.u32(task+g.layout.task.flags)
+	r := reader{s: j.space}
+	group, flags := r.u64(task+j.layout.task.signal), r.u32(task+j.layout.task.flags)
 	if r.err != nil || flags&flagKernelThread != 0 {
 		return found
 	}
-	if first, shared := users[id.at]; id.at == l.initCred+g.boot.Slide {
-		add(KindCredShared, Critical, "the process has the kernel's own first credentials")
-	} else if shared && first != group {
-		add(KindCredShared, Critical, "the process shares its credentials with another, which no system call does")
+	first, known := j.users[id.at]
+	if !known {
+		j.users[id.at] = group
 	}
-	if _, known := users[id.at]; !known {
-		users[id.at] = group
+	if id.at == l.initCred+j.boot.Slide {
+		add(KindCredShared, "the process has the kernel's own first credentials")
+	} else if known && first != group {
+		add(KindCredShared, "the process shares its credentials with another, which no system call does")
 	}
 	return found
+}
+
+// finding is one about a task's process; ok is false where it was given already, for another of its threads.
+func (j *credJudge) finding(kind string, task, cred uint64, detail string) (f Finding, ok bool) {
+	facts, err := j.taskFacts(task)
+	p := Process{Task: facts.leader}
+	if err != nil || j.process(&p) != nil {
+		return f, false
+	}
+	key := fmt.Sprintf("%x %x %x", p.Task, p.StartTime, cred)
+	if j.told[kind+key] {
+		return f, false
+	}
+	j.told[kind+key] = true
+	return Finding{Kind: kind, Severity: Critical, Subject: nameTask(p.Comm, p.PID), Process: &p, Detail: detail, Key: key,
+		Evidence: []Evidence{{Address: cred, Note: "struct cred"}, {Address: task, Note: "task_struct"}}}, true
 }
 
 // credentialMemory finds credentials that do not lie in the memory that the kernel makes them of.
@@ -143,6 +163,7 @@ func (c *Checker) credentialMemory() (res Result, err error) {
 			return err
 		}
 		res = Result{Views: []View{{Name: "credential slabs", Count: len(tasks)}}}
+		j := credJudge{Guest: g, told: map[string]bool{}}
 		for _, task := range tasks {
 			id, err := g.identityOf(task)
 			if err != nil || id.at == l.initCred+g.boot.Slide {
@@ -152,14 +173,9 @@ func (c *Checker) credentialMemory() (res Result, err error) {
 			if err == nil && cache == jar {
 				continue
 			}
-			p := Process{Task: task}
-			if g.process(&p) != nil {
-				continue
+			if f, ok := j.finding(KindCredForeign, task, id.at, "the process has credentials that the kernel did not make"); ok {
+				res.Findings = append(res.Findings, f)
 			}
-			res.Findings = append(res.Findings, Finding{Kind: KindCredForeign, Severity: Critical, Subject: nameTask(p.Comm, p.PID), Process: &p,
-				Detail:   "the process has credentials that the kernel did not make",
-				Key:      fmt.Sprintf("%x %x", task, p.StartTime),
-				Evidence: []Evidence{{Address: id.at, Note: "struct cred"}, {Address: task, Note: "task_struct"}}})
 		}
 		return nil
 	})

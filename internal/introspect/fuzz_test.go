@@ -1,6 +1,7 @@
 package introspect
 
 import (
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -97,5 +98,90 @@ func FuzzViews(f *testing.F) {
 		r.put(place(at2), v2)
 		g.views(t, r)
 		_, _ = Attach(r, b.p)
+	})
+}
+
+// TestFlippedBitsChecked flips bits of real memory under the checks that compare views, and writes pointers from one place
+// over another: no check panics, hangs, or reads without end.
+func TestFlippedBitsChecked(t *testing.T) {
+	rounds := 300
+	if testing.Short() {
+		rounds = 60
+	}
+	for _, name := range checkRecordings {
+		r, p := load(t, name)
+		g, addrs := attach(t, r, p), r.sorted()
+		rng := rand.New(rand.NewPCG(3, 4))
+		for range rounds {
+			bits := make([]uint64, 1+rng.IntN(12))
+			for i := range bits {
+				bits[i] = rng.Uint64()
+				r.flip(addrs, bits[i])
+			}
+			checkOnce(t, g, r)
+			for _, n := range bits {
+				r.flip(addrs, n)
+			}
+		}
+		for range rounds { // a word of one line over a word of another: lists that lead into each other, and loops
+			at, from := r.lines[addrs[rng.IntN(len(addrs))]], r.lines[addrs[rng.IntN(len(addrs))]]
+			was := *at
+			copy(at[8*rng.IntN(8):], from[8*rng.IntN(8):][:8])
+			checkOnce(t, g, r)
+			*at = was
+		}
+		if found := round(t, quick(g), true); len(found) > 0 {
+			t.Errorf("the memory is not what it was: %+v", found)
+		}
+	}
+}
+
+func checkOnce(t testing.TB, g *Guest, r *recorded) {
+	t.Helper()
+	c := quick(g)
+	r.reads = 0
+	rep, err := c.Run(true)
+	if err != nil && !errors.Is(err, ErrTorn) && !errors.Is(err, ErrNotReady) && !errors.Is(err, ErrEndless) {
+		t.Errorf("%v", err)
+	}
+	if len(rep.Findings) > maxFindings {
+		t.Errorf("%d findings", len(rep.Findings))
+	}
+	if r.reads > 1_000_000 {
+		t.Errorf("%d reads of memory with a few bits flipped", r.reads)
+	}
+}
+
+// FuzzChecks writes 8 bytes at two recorded places.
+func FuzzChecks(f *testing.F) {
+	f.Add(uint8(0), uint64(77), uint64(0), uint64(12345), uint64(1))
+	f.Add(uint8(1), uint64(5000), ^uint64(0), uint64(9), uint64(0xffff888000000000))
+	type base struct {
+		r     *recorded
+		p     *kernel.Profile
+		addrs []uint64
+	}
+	var bases []base
+	for _, name := range checkRecordings {
+		r, p := load(f, name)
+		bases = append(bases, base{r, p, r.sorted()})
+	}
+	f.Fuzz(func(t *testing.T, which uint8, at1, v1, at2, v2 uint64) {
+		b := bases[int(which)%len(bases)]
+		g, err := Attach(b.r, b.p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var undo []func()
+		for _, w := range [][2]uint64{{at1, v1}, {at2, v2}} {
+			line := b.r.lines[b.addrs[w[0]/8%uint64(len(b.addrs))]]
+			was := *line
+			undo = append(undo, func() { *line = was })
+			binary.LittleEndian.PutUint64(line[w[0]%8*8:], w[1])
+		}
+		checkOnce(t, g, b.r)
+		for _, f := range slices.Backward(undo) {
+			f()
+		}
 	})
 }

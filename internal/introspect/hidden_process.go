@@ -15,7 +15,8 @@ func (c *Checker) compareTasks(more ...func(*Guest) *listing) (res Result, err e
 	g := c.guest
 	err = g.view(func() error {
 		running, idle := g.onCPUs()
-		all := []*listing{g.tasksListed(), g.pidTable(), g.familyTree(), g.cgroupTasks(), running}
+		all := []*listing{g.tasksListed(), g.pidTable(), g.cgroupTasks(), running}
+		all = append(all, g.familyTree(union(all)))
 		for _, f := range more {
 			all = append(all, f(g))
 		}

@@ -12,7 +12,7 @@ import (
 const (
 	viewModules = "module list"              // modules: what /proc/modules and rmmod look in
 	viewSysfs   = "sysfs"                    // the objects of module_kset: /sys/module
-	viewTree2   = "address tree"             // mod_tree: how an address is told to be a module's, in traps and back traces
+	viewAddress = "address tree"             // mod_tree: how an address is told to be a module's, in traps and back traces
 	viewBugs    = "bug tables"               // module_bug_list: where BUG and WARN look
 	viewMemory  = "module memory"            // areas of the modules' address range that hold a struct module of their own
 	modulesFrom = uint64(0xffffffffc0000000) // MODULES_VADDR
@@ -87,7 +87,7 @@ const maxTreeDepth = 64
 // moduleTree is the tree of modules by address. It is kept twice, so that it can be read while it changes: the one that
 // is not being changed is read (include/linux/rbtree_latch.h).
 func (g *Guest) moduleTree() *listing {
-	l, v := newListing(viewTree2), g.moduleViewLayout()
+	l, v := newListing(viewAddress), g.moduleViewLayout()
 	if v.errTree != nil {
 		return l.unknown(v.errTree)
 	}

@@ -29,6 +29,7 @@ var recordedTypes = []string{"task_struct", "signal_struct", "cred", "pid", "mm_
 type recorder struct {
 	*memory.RAM
 	lines map[uint64][]byte
+	bulk  map[uint64]bool // lines that were only read as part of much more; nil: no matter
 }
 
 func (r *recorder) ReadPhys(pa uint64, b []byte) error {
@@ -39,6 +40,11 @@ func (r *recorder) ReadPhys(pa uint64, b []byte) error {
 				return err
 			}
 			r.lines[at] = line
+			if r.bulk != nil && len(b) > 1024 {
+				r.bulk[at] = true
+			}
+		} else if len(b) <= 1024 {
+			delete(r.bulk, at)
 		}
 		lo, hi := max(at, pa), min(at+lineSize, pa+uint64(len(b)))
 		copy(b[lo-pa:], r.lines[at][lo-at:hi-at])
@@ -59,7 +65,7 @@ func TestRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &recorder{m, make(map[uint64][]byte)}
+	r := &recorder{RAM: m, lines: make(map[uint64][]byte)}
 	g, err := Attach(r, p)
 	if err != nil {
 		t.Fatal(err)
@@ -74,6 +80,11 @@ func TestRecord(t *testing.T) {
 	system, err6 := g.System()
 	_, _ = g.Panicked()
 	t.Log(len(list), len(modules), len(sockets), len(files), system, err1, err2, err3, err4, err5, err6)
+	writeRecording(t, out, p, r)
+}
+
+func writeRecording(t *testing.T, out string, p *kernel.Profile, r *recorder) {
+	t.Helper()
 	var buf bytes.Buffer
 	z, _ := gzip.NewWriterLevel(&buf, gzip.BestCompression)
 	var profile bytes.Buffer
@@ -81,7 +92,7 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	size := uint64(0)
-	for _, reg := range m.Regions() {
+	for _, reg := range r.Regions() {
 		size += reg.Size
 	}
 	_ = binary.Write(z, binary.LittleEndian, uint64(profile.Len()))

@@ -123,23 +123,28 @@ func (g *Guest) radix(v *taskViewLayout, entry uint64, depth int, left *int, vis
 	}
 }
 
-// familyTree goes from init_task down each task's children. Children hang on the thread that made them.
-func (g *Guest) familyTree() *listing {
+// familyTree goes from init_task, and from what other views know, down each task's children. Children hang on the thread
+// that made them.
+func (g *Guest) familyTree(known []uint64) *listing {
 	l, v := newListing(viewTree), g.taskViewLayout()
 	if v.errTree != nil {
 		return l.unknown(v.errTree)
 	}
-	queue := []uint64{g.initTask()}
-	seen := map[uint64]bool{g.initTask(): true}
+	queue := append([]uint64{g.initTask()}, known...)
+	seen := make(map[uint64]bool, len(queue))
+	for _, task := range queue {
+		seen[task] = true
+	}
 	for len(queue) > 0 && len(seen) < maxNodes && g.meter.left > 0 {
 		task := queue[0]
 		queue = queue[1:]
 		g.follow(l, task+v.children, func(node uint64) {
 			child := node - v.sibling
+			l.at[child] = true
 			if seen[child] {
 				return
 			}
-			seen[child], l.at[child] = true, true
+			seen[child] = true
 			queue = append(queue, child)
 			for _, thread := range g.threadsOf(nil, child) {
 				if !seen[thread] {
