@@ -38,7 +38,7 @@ func local() cli.Local {
 
 func serve(ctx context.Context, o cli.ServeOptions) error {
 	log := slog.New(slog.NewTextHandler(o.Err, nil))
-	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules,
+	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, DayBudget: o.DayBudget,
 		Check: link.CheckSchedule{Every: o.CheckEvery, FullEvery: o.CheckFullEvery}, Log: log, Ready: func() {
 			log.Info("vigia serves", "state", o.State, "pid", os.Getpid())
 			daemon.SdNotify(false, daemon.SdNotifyReady)

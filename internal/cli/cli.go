@@ -76,6 +76,7 @@ type ServeOptions struct {
 	Accelerator                string        // auto, kvm or tcg
 	Rules                      string        // directory of rules; empty: rules in the state directory
 	CheckEvery, CheckFullEvery time.Duration // 0: never
+	DayBudget                  int64         // bytes of the ledger by machine and day; 0: no bound
 	Err                        io.Writer
 }
 

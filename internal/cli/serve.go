@@ -12,6 +12,7 @@ import (
 
 func (a *app) serveCmd() *cobra.Command {
 	var o ServeOptions
+	var day string
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon, in the foreground",
@@ -27,6 +28,13 @@ func (a *app) serveCmd() *cobra.Command {
 					return usagef("a check every %v: use 100ms or more, or 0 for never", every)
 				}
 			}
+			if day != "0" {
+				bytes, err := parseSize(day)
+				if err != nil {
+					return usagef("day budget: %w", err)
+				}
+				o.DayBudget = int64(bytes)
+			}
 			state, err := api.StateDir(a.stateFlag)
 			if err != nil {
 				return err
@@ -40,6 +48,7 @@ func (a *app) serveCmd() *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Accelerator, "accelerator", "auto", "auto, kvm or tcg")
 	c.Flags().StringVar(&o.Rules, "rules", "", "`directory` of rules (default: rules in the state directory)")
+	c.Flags().StringVar(&day, "day-budget", "256M", "`size` that the events of one machine may take of the ledger in a day; beyond it they are summed; 0: no bound")
 	c.Flags().DurationVar(&o.CheckEvery, "check-every", time.Second, "how often to make the cheap checks of `vigia check` in each machine; 0: never")
 	c.Flags().DurationVar(&o.CheckFullEvery, "check-full-every", time.Minute, "how often to make all of them; 0: never")
 	return c

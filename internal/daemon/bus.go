@@ -17,6 +17,9 @@ import (
 // Bounds of the bus: events that wait for the ledger, and those that a slow reader of `events -f` may be behind.
 const (
 	pendingMax = 4 * link.OutboxSize
+	shareMax   = link.OutboxSize // of one source
+	shareBytes = 16 << 20        // likewise
+	bytesMax   = 64 << 20        // of all
 	readerMax  = 1024
 	appendMax  = 512
 )
@@ -34,7 +37,10 @@ type bus struct {
 	last    map[string]uint64 // the highest sequence number taken, by source
 	engine  *policy.Engine
 	pending []pendingEvent
+	waits   map[string]*share // by source
+	bytes   int               // of all that wait
 	lost    int64
+	budgets budgets
 	wake    chan struct{}
 	readers map[*reader]bool
 
@@ -47,11 +53,18 @@ type bus struct {
 }
 
 type pendingEvent struct {
-	entry  []byte
+	entry  []byte // nil: it was summed, and is only to be acknowledged
 	source string
 	seq    uint64
 	ack    func(seq uint64) // nil: nobody waits for it
 	orphan bool             // its worker is dead and can't give it again
+}
+
+// share is what one source's events take of the room: a guard that sends without end crowds out no other's.
+type share struct {
+	events, bytes int
+	lost          int64  // for which there was no room, and which are not told of yet
+	machine       string // of the lost ones
 }
 
 // reader follows the events as they come.
@@ -62,7 +75,7 @@ type reader struct {
 
 func newBus(source string, log *slog.Logger) *bus {
 	return &bus{source: source, now: time.Now, log: log, engine: policy.NewEngine(nil), last: map[string]uint64{},
-		wake: make(chan struct{}, 1), readers: map[*reader]bool{}, decide: func(policy.Decision) {}}
+		waits: map[string]*share{}, wake: make(chan struct{}, 1), readers: map[*reader]bool{}, decide: func(policy.Decision) {}}
 }
 
 // recall learns from the ledger's end which events of workers that still live are there already.
@@ -150,6 +163,9 @@ func (b *bus) deliver(machine string, source string, batch []json.RawMessage, ac
 		if !ok || from != source || e.Machine != machine {
 			return fmt.Errorf("%w: event %q of %q where %q of %q was expected", link.ErrProtocol, event.Text([]byte(e.ID)), event.Text([]byte(e.Machine)), source, machine)
 		}
+		if ahead := b.now().Add(time.Minute); e.Time.After(ahead) { // one clock is the host's: rules are not to be put off
+			e.Time = b.now().UTC()
+		}
 		b.mu.Lock()
 		if seq > b.last[source] {
 			b.last[source] = seq
@@ -184,13 +200,12 @@ func (b *bus) take(e event.Event, ack func(uint64)) {
 		return
 	}
 	source, seq, _ := event.SplitID(e.ID)
-	if len(b.pending) >= pendingMax {
-		b.lost++
+	if source != b.source && !b.budgets.admit(e.Machine, e.Kind, e.Fields, len(entry), b.now()) {
+		b.wait(pendingEvent{source: source, seq: seq, ack: ack}, e.Machine)
 		b.count()
-	} else {
-		b.reportLost()
-		b.pending = append(b.pending, pendingEvent{entry: entry, source: source, seq: seq, ack: ack})
+		return
 	}
+	b.wait(pendingEvent{entry: entry, source: source, seq: seq, ack: ack}, e.Machine)
 	for r := range b.readers {
 		select {
 		case r.events <- e:
@@ -205,17 +220,46 @@ func (b *bus) take(e event.Event, ack func(uint64)) {
 	}
 }
 
-// reportLost puts the count of what had no room before the next event that has.
-func (b *bus) reportLost() {
-	if b.lost == 0 {
+// wait puts an event behind those that wait for the ledger, if there is room for it and its source has room left.
+func (b *bus) wait(p pendingEvent, machine string) {
+	s := b.waits[p.source]
+	if s == nil {
+		s = &share{}
+		b.waits[p.source] = s
+	}
+	s.machine = machine
+	if len(b.pending) >= pendingMax || b.bytes+len(p.entry) > bytesMax || s.events >= shareMax || s.bytes+len(p.entry) > shareBytes {
+		s.lost++
+		b.lost++
+		b.count()
+		return
+	}
+	b.reportLost(p.source)
+	b.push(p)
+}
+
+func (b *bus) push(p pendingEvent) {
+	s := b.waits[p.source]
+	s.events, s.bytes, b.bytes = s.events+1, s.bytes+len(p.entry), b.bytes+len(p.entry)
+	b.pending = append(b.pending, p)
+}
+
+// reportLost puts the count of what a source had no room for before its next event that has.
+func (b *bus) reportLost(source string) {
+	s := b.waits[source]
+	if s.lost == 0 {
 		return
 	}
 	b.seq++
-	e := event.Event{ID: event.MakeID(b.source, b.seq), Time: b.now().UTC(), Kind: event.EventsLost,
-		Fields: event.Fields{"count": b.lost, "source": b.source, "reason": "the ledger could not be written for too long"}}
-	b.lost = 0
+	e := event.Event{ID: event.MakeID(b.source, b.seq), Machine: s.machine, Time: b.now().UTC(), Kind: event.EventsLost,
+		Fields: event.Fields{"count": s.lost, "source": source, "reason": "they came faster than the ledger could be written"}}
+	b.lost -= s.lost
+	s.lost = 0
 	if entry, err := e.Marshal(); err == nil {
-		b.pending = append(b.pending, pendingEvent{entry: entry, source: b.source, seq: b.seq})
+		if b.waits[b.source] == nil {
+			b.waits[b.source] = &share{}
+		}
+		b.push(pendingEvent{entry: entry, source: b.source, seq: b.seq})
 	}
 }
 
@@ -226,6 +270,7 @@ func (b *bus) tick(now time.Time) {
 	for _, d := range b.engine.Tick(now) {
 		b.decide(d)
 	}
+	b.tellSums(now, false)
 }
 
 // write moves pending events into the ledger until ctx ends, then the rest. A ledger that can't be written (a full
@@ -242,9 +287,11 @@ func (b *bus) write(ctx context.Context, l *ledger.Log) {
 				return
 			}
 		}
-		entries := make([][]byte, len(batch))
-		for i := range batch {
-			entries[i] = batch[i].entry
+		var entries [][]byte
+		for _, p := range batch {
+			if p.entry != nil {
+				entries = append(entries, p.entry)
+			}
 		}
 		if _, err := l.AppendAll(context.WithoutCancel(ctx), entries); err != nil {
 			if !complained {
@@ -278,6 +325,8 @@ func (b *bus) written(n int) {
 	acks := map[string]pendingEvent{}
 	var own []pendingEvent
 	for _, p := range b.pending[:n] {
+		s := b.waits[p.source]
+		s.events, s.bytes, b.bytes = s.events-1, s.bytes-len(p.entry), b.bytes-len(p.entry)
 		if p.orphan {
 			b.orphans--
 		}
@@ -289,7 +338,10 @@ func (b *bus) written(n int) {
 			acks[p.source] = p
 		}
 	}
-	b.pending = append(b.pending[:0], b.pending[n:]...)
+	rest := copy(b.pending, b.pending[n:])
+	clear(b.pending[rest:]) // the entries are garbage now
+	b.pending = b.pending[:rest]
+	b.tellWaited()
 	b.count()
 	b.mu.Unlock()
 	for _, p := range acks {
@@ -298,6 +350,18 @@ func (b *bus) written(n int) {
 	for _, p := range own {
 		if p.ack != nil {
 			p.ack(p.seq)
+		}
+	}
+}
+
+// tellWaited tells what had no room of sources that send no more, and forgets them.
+func (b *bus) tellWaited() {
+	for source, s := range b.waits {
+		if s.lost > 0 && len(b.pending) < pendingMax/2 {
+			b.reportLost(source)
+		}
+		if s.events == 0 && s.lost == 0 && source != b.source {
+			delete(b.waits, source)
 		}
 	}
 }
@@ -322,9 +386,11 @@ func (b *bus) follow() *reader {
 func (b *bus) waiting() [][]byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	out := make([][]byte, len(b.pending))
-	for i := range b.pending {
-		out[i] = b.pending[i].entry
+	var out [][]byte
+	for _, p := range b.pending {
+		if p.entry != nil {
+			out = append(out, p.entry)
+		}
 	}
 	return out
 }

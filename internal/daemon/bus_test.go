@@ -154,7 +154,7 @@ func TestForeignEvents(t *testing.T) {
 func TestOverflowIsCounted(t *testing.T) {
 	b := newBus("ffffffffffffffff", silent)
 	const over = 7
-	for seq := range uint64(pendingMax + over) {
+	for seq := range uint64(shareMax + over) {
 		if err := b.deliver("web", worker1, []json.RawMessage{line(worker1, seq+1, "web")}, func(uint64) {}); err != nil {
 			t.Fatal(err)
 		}
@@ -164,7 +164,7 @@ func TestOverflowIsCounted(t *testing.T) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e, err := event.Unmarshal(b.pending[len(b.pending)-2].entry)
-	if err != nil || e.Kind != event.EventsLost || e.Fields["count"] != int64(over) {
+	if err != nil || e.Kind != event.EventsLost || e.Fields["count"] != int64(over) || e.Fields["source"] != worker1 {
 		t.Errorf("%v, %v: want %d lost", e, err, over)
 	}
 	if len(b.pending) > pendingMax {
@@ -192,3 +192,5 @@ func TestReaders(t *testing.T) {
 	b.unfollow(quick)
 	b.unfollow(slow)
 }
+
+func batchOf(events ...json.RawMessage) []json.RawMessage { return events }

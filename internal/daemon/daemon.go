@@ -44,6 +44,7 @@ type Options struct {
 	Accelerator string
 	Rules       string // directory of the owner's rules; empty: rules in the state directory
 	Check       link.CheckSchedule
+	DayBudget   int64 // of the ledger, by machine, in bytes; 0: no bound
 	Log         *slog.Logger
 	// Ready is called once the API answers.
 	Ready func()
@@ -205,6 +206,7 @@ func (d *Daemon) openLedger(back *undo) error {
 	d.ledger = l
 	d.bus = newBus(hex.EncodeToString(b[:]), d.log)
 	d.bus.decide = d.decided
+	d.bus.budgets.day = d.opts.DayBudget
 	d.asked = event.NewFlood("daemon", func(e event.Event) { d.bus.emit(e.Machine, e.Kind, e.Fields) })
 	d.asked.Waiting = d.bus.hold
 	if err := d.bus.recall(d.ctx, l); err != nil {
@@ -232,6 +234,7 @@ func (d *Daemon) openLedger(back *undo) error {
 	tellLoss()
 	back.push(func() {
 		d.asked.Flush()
+		d.bus.sumUp()
 		d.bus.emit("", event.VigiaStopped, nil)
 		for i := 0; i < 100 && !d.bus.settled(); i++ {
 			time.Sleep(50 * time.Millisecond)
@@ -329,13 +332,19 @@ var errNoMachine = errors.New("no such machine")
 // tellGuards gives every running guard the paths to watch, after the rules have changed.
 func (d *Daemon) tellGuards(ctx context.Context) {
 	paths := d.watched()
+	ctx, cancel := context.WithTimeout(ctx, workerStart)
+	defer cancel()
+	var all sync.WaitGroup // one that does not answer keeps no other waiting
 	for _, m := range d.all() {
 		if guard, _ := m.bothWorkers(); !guard.gone() { // one that is being replaced is given them at its start
-			if _, err := guard.conn.Call(ctx, link.CallWatch, link.Watch{Paths: paths}, nil); err != nil {
-				d.log.Error("a guard does not take the paths to watch", "machine", m.name(), "error", err)
-			}
+			all.Go(func() {
+				if _, err := guard.conn.Call(ctx, link.CallWatch, link.Watch{Paths: paths}, nil); err != nil {
+					d.log.Error("a guard does not take the paths to watch", "machine", m.name(), "error", err)
+				}
+			})
 		}
 	}
+	all.Wait()
 }
 
 func (d *Daemon) all() []*machine {

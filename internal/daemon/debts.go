@@ -18,7 +18,7 @@ import (
 
 // count brings the daemon's own tally up to date; the lock is held.
 func (b *bus) count() {
-	b.tally.Set(link.Count{Given: b.seq, Kept: b.kept, Untold: uint64(b.lost + b.held + b.orphans + b.owed)})
+	b.tally.Set(link.Count{Given: b.seq, Kept: b.kept, Untold: uint64(b.lost + b.held + b.orphans + b.owed + b.budgets.waiting())})
 }
 
 // hold notes how many events the daemon holds back to join them.

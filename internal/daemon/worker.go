@@ -136,7 +136,7 @@ func (d *Daemon) joinWorker(ctx context.Context, m *machine, name string, proc *
 	}
 	w := &worker{name: name, machine: m.rec.Spec.Name, proc: proc, greeted: make(chan struct{}), ackWake: make(chan struct{}, 1), bury: d.bus.bury}
 	joined := make(chan struct{})
-	w.conn = link.New(sock, func(_ context.Context, r link.Request) (link.Response, error) {
+	w.conn = link.NewDaemon(sock, func(_ context.Context, r link.Request) (link.Response, error) {
 		<-joined // a worker that has lived for a while speaks at once
 		return d.fromWorker(w, r)
 	})

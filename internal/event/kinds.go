@@ -98,6 +98,7 @@ const (
 	QuarantineOff  Kind = "response.released"
 	AccessCall     Kind = "access.call"
 	EventsLost     Kind = "vigia.lost"
+	EventsSummed   Kind = "vigia.summed"
 	VigiaStarted   Kind = "vigia.started"
 	VigiaStopped   Kind = "vigia.stopped"
 	WorkerDied     Kind = "vigia.worker_died"
@@ -193,6 +194,7 @@ var Kinds = map[Kind]Schema{
 	QuarantineOff:  {"a machine was let back on the network", nil},
 	AccessCall:     {"somebody asked vigia for something", []Field{{"call", String, "the API method"}, {"uid", Int, "of the caller"}, {"pid", Int, "of the caller"}, {"subject", String, "the machine or image named"}, {"error", String, "why it was refused or failed"}, {"count", Int, "how many like it, where questions that change nothing are coalesced"}}},
 	EventsLost:     {"events could not be kept", []Field{{"count", Int, "how many; absent where that can't be known"}, {"source", String, "whose they were: guard, gate or daemon, or the first part of their ids"}, {"reason", String, ""}}},
+	EventsSummed:   {"events of a machine that had spent its day's budget of the ledger: rules saw each, the ledger has their number", []Field{{"kind", String, "theirs"}, {"count", Int, "how many"}, {"seconds", Float, "since the first of them"}}},
 	VigiaStarted:   {"the daemon began", []Field{{"version", String, ""}, {"unclean", Bool, "the last one did not say good-bye"}}},
 	VigiaStopped:   {"the daemon ended as asked", nil},
 	WorkerDied:     {"a guard or gate ended unasked", []Field{{"worker", String, "guard or gate"}, {"reason", String, ""}}},

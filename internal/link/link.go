@@ -23,6 +23,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Limits of a connection. MaxFrame is in bytes.
@@ -30,6 +31,13 @@ const (
 	MaxFrame    = 2 << 20
 	MaxFiles    = 64
 	MaxInFlight = 64
+)
+
+// Limits of the daemon's end. A worker has one call, and waits for its answer; and it always reads. One that does not for
+// DaemonPatience while its socket is full is given up: whoever waits to send to it waits no longer than that.
+const (
+	daemonInFlight = 4
+	DaemonPatience = 3 * time.Second
 )
 
 // ErrClosed is returned by calls on, and pending at the end of, a connection; ErrProtocol is wrapped by what ended it
@@ -91,6 +99,7 @@ type Conn struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	slots   chan struct{}
+	most    time.Duration // for one sending; 0: a worker waits for its daemon, which may stand still
 
 	sendMu sync.Mutex
 	mu     sync.Mutex
@@ -105,10 +114,17 @@ type Conn struct {
 }
 
 // New begins to serve the connection. handler may be nil for a side that answers nothing.
-func New(sock *net.UnixConn, handler Handler) *Conn {
+func New(sock *net.UnixConn, handler Handler) *Conn { return serve(sock, handler, MaxInFlight, 0) }
+
+// NewDaemon is New for the daemon's end, where the other side may be hostile.
+func NewDaemon(sock *net.UnixConn, handler Handler) *Conn {
+	return serve(sock, handler, daemonInFlight, DaemonPatience)
+}
+
+func serve(sock *net.UnixConn, handler Handler, inFlight int, most time.Duration) *Conn {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Conn{sock: sock, handler: handler, ctx: ctx, cancel: cancel,
-		slots: make(chan struct{}, MaxInFlight), calls: map[uint64]chan answer{}, served: map[uint64]context.CancelFunc{},
+	c := &Conn{sock: sock, handler: handler, ctx: ctx, cancel: cancel, most: most,
+		slots: make(chan struct{}, inFlight), calls: map[uint64]chan answer{}, served: map[uint64]context.CancelFunc{},
 		done: make(chan struct{}), received: make(chan struct{})}
 	go c.receive()
 	return c
@@ -219,6 +235,9 @@ func (c *Conn) send(f frame, files []*os.File) error {
 	buf = append(buf, payload...)
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
+	if c.most > 0 {
+		c.sock.SetWriteDeadline(time.Now().Add(c.most))
+	}
 	n, _, err := c.sock.WriteMsgUnix(buf, rights, nil)
 	for err == nil && n < len(buf) {
 		var m int
@@ -348,7 +367,7 @@ func (c *Conn) serve(f frame, files []*os.File) {
 	case c.slots <- struct{}{}:
 	default: // to wait here would hold back the callers who leave
 		closeAll(files)
-		c.send(frame{ID: f.ID, Reply: true, Error: fmt.Sprintf("busy: %d calls are being answered already", MaxInFlight)}, nil)
+		c.send(frame{ID: f.ID, Reply: true, Error: fmt.Sprintf("busy: %d calls are being answered already", cap(c.slots))}, nil)
 		return
 	}
 	ctx, cancel := context.WithCancel(c.ctx)

@@ -159,12 +159,12 @@ func TestOutboxCountsWhatItDrops(t *testing.T) {
 func collect(o *Outbox, n int) []event.Event {
 	var out []event.Event
 	enough := errors.New("enough")
-	o.Send(context.Background(), func(_ context.Context, batch []event.Event) error {
+	o.Send(context.Background(), func(_ context.Context, batch []event.Event) (int, error) {
 		out = append(out, batch...)
 		if len(out) >= n {
-			return enough
+			return len(batch), enough
 		}
-		return nil
+		return len(batch), nil
 	})
 	return out
 }

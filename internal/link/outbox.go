@@ -82,7 +82,7 @@ func (o *Outbox) Emit(kind event.Kind, fields event.Fields) {
 	defer o.mu.Unlock()
 	defer o.count()
 	limit := OutboxSize
-	if bulk(kind, fields) {
+	if Bulk(kind, fields) {
 		limit = LowWater
 	}
 	if len(o.queue) >= limit {
@@ -111,7 +111,8 @@ func (o *Outbox) reportLost() {
 	}
 }
 
-func bulk(kind event.Kind, fields event.Fields) bool {
+// Bulk tells what a guest makes by the thousand from what rules wait for.
+func Bulk(kind event.Kind, fields event.Fields) bool {
 	switch kind {
 	case event.ConsoleLine, event.GuestLog, event.NetDNS, event.NetFlow, event.NetDenied, event.ProcessForked, event.ProcessExited:
 		return true
@@ -124,7 +125,8 @@ func bulk(kind event.Kind, fields event.Fields) bool {
 
 // Send delivers what has not been delivered on this connection, in order, until ctx ends or deliver fails. Delivered
 // events stay in the outbox until Ack: rules see an event at once, and nothing waits for the ledger.
-func (o *Outbox) Send(ctx context.Context, deliver func(context.Context, []event.Event) error) error {
+// deliver says how many of a batch it took.
+func (o *Outbox) Send(ctx context.Context, deliver func(context.Context, []event.Event) (int, error)) error {
 	var sent uint64
 	for {
 		batch := o.after(sent)
@@ -136,10 +138,11 @@ func (o *Outbox) Send(ctx context.Context, deliver func(context.Context, []event
 				return ctx.Err()
 			}
 		}
-		if err := deliver(ctx, batch); err != nil {
+		n, err := deliver(ctx, batch)
+		if err != nil {
 			return err
 		}
-		_, sent, _ = event.SplitID(batch[len(batch)-1].ID)
+		_, sent, _ = event.SplitID(batch[n-1].ID)
 		o.mu.Lock()
 		o.delivered = sent
 		o.mu.Unlock()

@@ -72,9 +72,10 @@ func (w *Worker) adopt(ctx context.Context, sock *net.UnixConn) {
 		old.Close()
 	}
 	go func() {
-		w.Outbox.Send(conn.ctx, func(ctx context.Context, batch []event.Event) error {
-			_, err := conn.Call(ctx, CallEvents, encode(batch), nil)
-			return err
+		w.Outbox.Send(conn.ctx, func(ctx context.Context, batch []event.Event) (int, error) {
+			events := encode(batch)
+			_, err := conn.Call(ctx, CallEvents, events, nil)
+			return len(events.Events), err
 		})
 		conn.Close()
 	}()
@@ -114,15 +115,20 @@ func duplicates(files ...*os.File) (out []*os.File, err error) {
 	return out, nil
 }
 
-// encode drops what does not keep to its kind's table: a mistake of ours must not block the events behind it.
+// encode takes as many of a batch as fit one frame. What does not keep to its kind's table is told of in its place: a mistake of
+// ours must not block the events behind it.
 func encode(batch []event.Event) Events {
 	var out Events
+	room := MaxFrame - 64<<10
 	for i := range batch {
 		b, err := batch[i].Marshal()
 		if err != nil {
 			lost := event.Event{ID: batch[i].ID, Machine: batch[i].Machine, Time: batch[i].Time, Kind: event.EventsLost,
 				Fields: event.Fields{"count": int64(1), "reason": err.Error()}}
 			b, _ = lost.Marshal()
+		}
+		if room -= len(b) + 1; room < 0 {
+			break
 		}
 		out.Events = append(out.Events, json.RawMessage(b))
 	}
