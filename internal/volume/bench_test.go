@@ -39,6 +39,35 @@ func BenchmarkClone(b *testing.B) {
 	}
 }
 
+// BenchmarkSwap is for how long a swap of overlays holds requests up: a 2 GiB disk, 16 MiB of which were written since the last flush.
+func BenchmarkSwap(b *testing.B) {
+	const size = 2 << 30
+	v := freshVolume(b, size)
+	r := rand.New(rand.NewPCG(3, 3))
+	buf := make([]byte, 1<<20)
+	for range 1200 {
+		n := int64(1) << (12 + r.IntN(9))
+		v.WriteAt(buf[:n], r.Int64N((size-n)/4096)*4096)
+	}
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		for range 256 {
+			v.WriteAt(buf[:64<<10], r.Int64N(size/65536)*65536)
+		}
+		n := next(b, v)
+		b.StartTimer()
+		_, done, err := v.Swap(n)
+		b.StopTimer()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
 func BenchmarkRead4k(b *testing.B) {
 	f := newOverlay(b, 64<<20, ID{})
 	v, err := Open(nil, f, Options{})

@@ -199,6 +199,9 @@ func (m *blockMap) states(c int64, top uint8, dst []byte) bool {
 	e := m.chunks[c]
 	if e&paged == 0 {
 		s := stateOf(uint8(e), top)
+		if s == stateAbsent {
+			return false
+		}
 		for i := range m.inChunk(c) {
 			dst[i/4] |= s << (2 * (i % 4))
 		}

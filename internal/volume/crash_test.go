@@ -19,16 +19,24 @@ const crashDisk = 5<<20 + 512
 type stamped struct {
 	t       *testing.T
 	v       *Volume
-	f       *crashFile
+	f       *crashFile // the overlay
+	files   []chained  // it, last, and those that were frozen
+	host    *host
 	r       *rand.Rand
 	history [crashDisk / sector][]stamp
 	flushed []flushed
 	next    uint32
 }
 
+// chained is a layer that is known to those who open the volume since the host's count was from.
+type chained struct {
+	*crashFile
+	from int
+}
+
 type stamp struct {
 	number uint32
-	at     int // operations of the file when the write began
+	at     int // the host's count when the write began
 	done   int // and when it was answered
 }
 
@@ -79,11 +87,15 @@ func newStamped(t *testing.T, seed uint64) (*stamped, pages) {
 	if err := create(over, CreateOptions{Size: crashDisk, Parent: id}); err != nil {
 		t.Fatal(err)
 	}
+	s.host = new(host)
 	s.f = newCrashFile(over.now, over.size)
+	s.f.host = s.host
+	s.files = []chained{{s.f, 0}}
 	s.v, err = open([]file{base}, s.f, Options{Boot: Boot{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.v.idle = true
 	s.record(0)
 	return s, base.now
 }
@@ -105,7 +117,7 @@ func (s *stamped) span() (first, n int64) {
 }
 
 func (s *stamped) put(first, n int64, number uint32, do func() error) {
-	at := s.f.done()
+	at := s.host.n
 	for i := first; i < first+n; i++ {
 		s.history[i] = append(s.history[i], stamp{number, at, at + 1<<30})
 	}
@@ -113,7 +125,7 @@ func (s *stamped) put(first, n int64, number uint32, do func() error) {
 		s.t.Fatal(err)
 	}
 	for i := first; i < first+n; i++ {
-		s.history[i][len(s.history[i])-1].done = s.f.done()
+		s.history[i][len(s.history[i])-1].done = s.host.n
 	}
 }
 
@@ -164,7 +176,32 @@ func (s *stamped) flush() {
 		s.t.Fatal(err)
 	}
 	s.f.onSync = nil
-	s.flushed = append(s.flushed, flushed{before, s.f.done()})
+	s.flushed = append(s.flushed, flushed{before, s.host.n})
+}
+
+// swap puts a new overlay on top. Other writes happen before the old one is frozen, by the next flush, and while it waits for the disk.
+func (s *stamped) swap() {
+	f := newCrashFile(pages{}, 0)
+	f.host = s.host
+	if err := create(f, CreateOptions{Size: crashDisk, Parent: s.v.ID()}); err != nil {
+		s.t.Fatal(err)
+	}
+	n, err := s.v.prepare(f)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.files = append(s.files, chained{f, s.host.n})
+	for range s.r.IntN(3) {
+		s.change()
+	}
+	if _, _, err := s.v.Swap(n); err != nil {
+		s.t.Fatal(err)
+	}
+	s.f.onSync = func() { s.change() }
+	s.f = f
+	for range s.r.IntN(6) {
+		s.change()
+	}
 }
 
 func (s *stamped) change() {
@@ -219,33 +256,71 @@ func uniformWords(p, w []byte) bool {
 	return bytes.Equal(p[:8], w) && bytes.Equal(p[8:], p[:len(p)-8])
 }
 
-// crashAt plays a crash after k operations, with or without loss of what was not synced.
-func (s *stamped) crashAt(base pages, baseSize int64, k int, tear *rand.Rand) error {
-	disk := s.f.after(k, tear)
-	rep, err := Check(disk, s.f.size)
-	if err != nil || !rep.Sound() {
-		return errors.Join(err, fmt.Errorf("check: %v", rep.Damage))
+// crashAt plays a crash of all files when the host's count was t, with or without loss of what was not synced.
+func (s *stamped) crashAt(base pages, baseSize int64, t int, tear *rand.Rand) error {
+	chain := []*crashFile{newCrashFile(base, baseSize)}
+	for _, f := range s.files {
+		if f.from > t {
+			break
+		}
+		disk := f.after(f.until(t), tear)
+		rep, err := Check(disk, f.size)
+		if err != nil || !rep.Sound() {
+			return errors.Join(err, fmt.Errorf("check: %v", rep.Damage))
+		}
+		chain = append(chain, newCrashFile(disk, f.size))
 	}
-	lower, f := newCrashFile(base, baseSize), newCrashFile(disk, s.f.size)
+	if err := checkAll(chain); err != nil {
+		return err
+	}
 	boot := Boot{1}
 	if tear != nil {
 		boot = Boot{2} // after a power cut
 	}
-	v, err := open([]file{lower}, f, Options{Boot: boot})
-	if errors.Is(err, ErrFrozen) {
-		v, err = open([]file{lower, f}, nil, Options{})
-	}
+	v, err := openAll(chain, Options{Boot: boot})
 	if err != nil {
 		return err
 	}
-	if err := s.verify(v, k, tear == nil); err != nil {
+	if err := s.verify(v, t, tear == nil); err != nil {
 		return err
 	}
-	return s.goOn(v, f, lower)
+	return s.goOn(v, chain)
 }
 
-// goOn makes sure that what was found can be worked with: a write, a flush, and everything as before after another kill.
-func (s *stamped) goOn(v *Volume, f, lower *crashFile) error {
+func checkAll(chain []*crashFile) error {
+	var reps []Report
+	for _, f := range chain {
+		rep, err := Check(f.now, f.size)
+		if err != nil {
+			return err
+		}
+		reps = append(reps, rep)
+	}
+	CheckChain(reps)
+	for i, rep := range reps {
+		if !rep.Sound() {
+			return fmt.Errorf("check of the chain: layer %d: %v", i, rep.Damage)
+		}
+	}
+	return nil
+}
+
+// openAll opens a chain whose topmost layer may have been frozen.
+func openAll(chain []*crashFile, o Options) (*Volume, error) {
+	var layers []file
+	for _, f := range chain {
+		layers = append(layers, f)
+	}
+	k := len(layers) - 1
+	v, err := open(layers[:k], layers[k], o)
+	if errors.Is(err, ErrFrozen) {
+		return open(layers, nil, o)
+	}
+	return v, err
+}
+
+// goOn makes sure that what was found can be worked with: a write, a flush, and everything as before after another power cut.
+func (s *stamped) goOn(v *Volume, chain []*crashFile) error {
 	if v.ReadOnly() {
 		return nil
 	}
@@ -258,7 +333,13 @@ func (s *stamped) goOn(v *Volume, f, lower *crashFile) error {
 	if err := v.Flush(); err != nil {
 		return err
 	}
-	again, err := open([]file{lower}, newCrashFile(f.after(f.done(), rand.New(rand.NewPCG(1, 1))), f.size), Options{})
+	for i, f := range chain {
+		chain[i] = newCrashFile(f.after(f.done(), rand.New(rand.NewPCG(1, 1))), f.size)
+		if rep, err := Check(chain[i].now, f.size); i < len(chain)-1 && (err != nil || !rep.Frozen) {
+			return fmt.Errorf("flushed, but layer %d below is not frozen: %v", i, err)
+		}
+	}
+	again, err := openAll(chain, Options{})
 	if err != nil {
 		return fmt.Errorf("opened, written, flushed, then: %w", err)
 	}
@@ -291,40 +372,59 @@ func TestPowerCut(t *testing.T) {
 // folds is when maps and headers were written, so that half of the crashes can fall there.
 func (s *stamped) folds() (at []int) {
 	g := geometryOf(crashDisk)
-	for i, o := range s.f.ops {
-		if !o.sync && (o.off < g.logOff || o.off >= g.mapOff[0] && o.off < g.dataOff) {
-			at = append(at, i)
+	for _, f := range s.files {
+		for _, o := range f.ops {
+			if !o.sync && (o.off < g.logOff || o.off >= g.mapOff[0] && o.off < g.liveOff) {
+				at = append(at, o.at)
+			}
 		}
 	}
 	return at
 }
 
-func powerCut(t *testing.T, seed uint64, points int) {
-	s, base := newStamped(t, seed)
-	baseSize := geometryOf(crashDisk).fileSize(crashDisk)
-	for i := 0; i < 300 || s.v.Stats().Checkpoints == 0; i++ { // until the log was folded
-		for range s.r.IntN(4) {
-			s.change()
+// live is everything a machine does to its disk: flushes until the log was folded, swaps, and a freeze in the end. It says when
+// the swaps began.
+func (s *stamped) live() (swaps int) {
+	busy := func(n int) {
+		for range n {
+			for range s.r.IntN(4) {
+				s.change()
+			}
+			s.flush()
 		}
-		s.flush()
 	}
-	for range 20 {
-		s.change()
-		s.flush()
+	for busy(300); s.v.Stats().Checkpoints == 0; {
+		busy(1)
+	}
+	busy(20)
+	swaps = s.host.n
+	for range 5 {
+		s.swap()
+		busy(s.r.IntN(6))
 	}
 	for range 5 {
 		s.change()
 	}
 	if _, err := s.v.Freeze(); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	s.record(s.f.done())
-	folds := s.folds()
+	s.record(s.host.n)
+	return swaps
+}
+
+func powerCut(t *testing.T, seed uint64, points int) {
+	s, base := newStamped(t, seed)
+	baseSize := geometryOf(crashDisk).fileSize(crashDisk)
+	swaps, folds := s.live(), s.folds()
 	at := make([]int, points)
 	for i := range at {
-		at[i] = 1 + s.r.IntN(len(s.f.ops))
-		if i%2 == 0 {
-			at[i] = min(folds[s.r.IntN(len(folds))]+s.r.IntN(4), len(s.f.ops))
+		switch i % 4 {
+		case 0:
+			at[i] = 1 + s.r.IntN(s.host.n)
+		case 1:
+			at[i] = swaps + s.r.IntN(s.host.n-swaps+1)
+		default:
+			at[i] = max(1, min(folds[s.r.IntN(len(folds))]+s.r.IntN(4), s.host.n))
 		}
 	}
 	slices.Sort(at)
@@ -334,7 +434,7 @@ func powerCut(t *testing.T, seed uint64, points int) {
 			tear = nil
 		}
 		if err := s.crashAt(base, baseSize, k, tear); err != nil {
-			t.Fatalf("seed %d, crash %d after operation %d of %d: %v", seed, i, k, len(s.f.ops), err)
+			t.Fatalf("seed %d, crash %d at %d of %d: %v", seed, i, k, s.host.n, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"sort"
 	"sync"
 )
 
@@ -38,8 +39,25 @@ func (p pages) write(n int64, b []byte, off int64) {
 	p[n] = pg
 }
 
+// host counts what is done to all files of a test, so that a crash of all of them can be played at one instant.
+type host struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (h *host) tick() int {
+	if h == nil {
+		return 0
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.n++
+	return h.n - 1
+}
+
 // op is something done to a crashFile.
 type op struct {
+	at   int // the host's count
 	sync bool
 	off  int64
 	data []byte // nil: the n bytes at off were punched out
@@ -57,6 +75,7 @@ type crashFile struct {
 	madeOf int
 	onSync func()                         // called while a sync is under way
 	fail   func(what string, n int) error // what: read, write, sync, punch
+	host   *host
 }
 
 func newCrashFile(p pages, size int64) *crashFile {
@@ -91,7 +110,7 @@ func (f *crashFile) WriteAt(b []byte, off int64) (int, error) {
 	if off+int64(len(b)) > f.size {
 		return 0, errors.New("a write behind the end of the layer's file")
 	}
-	o := op{off: off, data: append([]byte(nil), b...), n: int64(len(b))}
+	o := op{at: f.host.tick(), off: off, data: append([]byte(nil), b...), n: int64(len(b))}
 	f.ops = append(f.ops, o)
 	for n := off / BlockSize; n*BlockSize < off+o.n; n++ {
 		f.now.write(n, o.data, off)
@@ -105,7 +124,7 @@ func (f *crashFile) Punch(off, n int64) error {
 	if err := f.failing("punch", int(n)); err != nil {
 		return err
 	}
-	f.ops = append(f.ops, op{off: off, n: n})
+	f.ops = append(f.ops, op{at: f.host.tick(), off: off, n: n})
 	for k := off / BlockSize; k*BlockSize < off+n; k++ {
 		delete(f.now, k)
 	}
@@ -121,7 +140,7 @@ func (f *crashFile) Sync() error {
 	if err := f.failing("sync", 0); err != nil {
 		return err
 	}
-	f.ops = append(f.ops, op{sync: true})
+	f.ops = append(f.ops, op{at: f.host.tick(), sync: true})
 	return nil
 }
 
@@ -134,10 +153,18 @@ func (f *crashFile) done() int {
 	return len(f.ops)
 }
 
+// until is how many operations were begun before the host's count was t.
+func (f *crashFile) until(t int) int {
+	return sort.Search(len(f.ops), func(i int) bool { return f.ops[i].at >= t })
+}
+
 // after is what a power cut leaves once the first k operations were begun: everything up to the last sync, and of each
 // sector what it was at some moment since, as writeback goes page by page in any order and may tear a page between
 // sectors. A killed process leaves everything: tear is nil.
 func (f *crashFile) after(k int, tear *rand.Rand) pages {
+	if k == 0 {
+		return maps.Clone(f.start)
+	}
 	synced := 0
 	for i, o := range f.ops[:k] {
 		if o.sync {

@@ -32,8 +32,11 @@
 //	v, err := volume.Open(layers, overlay, volume.Options{Observer: mapper, OnStall: pause})
 //	err = volume.Serve(ctx, listener, v, volume.ServeOptions{})
 //	...
-//	err = v.Freeze()        // the overlay becomes a layer
-//	err = v.Push(newFile)   // a fresh one, formatted by Create, takes the writes
+//	next, err := v.Prepare(newFile)    // a fresh overlay, formatted by Create
+//	id, done, err := v.Swap(next)      // takes the writes; the old one becomes a layer
+//	err = <-done                       // which is now safe on the disk
+//
+// Freeze and Push do the same in two steps with nothing in between: for a machine that is off.
 //
 // # Sources
 //

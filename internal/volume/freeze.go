@@ -11,16 +11,19 @@ import (
 func (v *Volume) Freeze() (ID, error) {
 	v.flush.Lock()
 	defer v.flush.Unlock()
-	v.write.Lock()
-	defer v.write.Unlock()
 	if v.top == nil {
 		return ID{}, ErrReadOnly
 	}
+	if err := v.settle(); err != nil {
+		return ID{}, fmt.Errorf("freeze overlay: %w", err)
+	}
+	v.write.Lock()
+	defer v.write.Unlock()
 	if err := v.seal(); err != nil {
 		return ID{}, fmt.Errorf("freeze overlay: %w", err)
 	}
 	id := v.top.id
-	v.unlockTop()
+	v.unlock(v.top.f)
 	v.top, v.topSrc, v.sealing = nil, 0, false
 	v.mapMu.Lock()
 	v.m.replace(srcZero, srcNone)
@@ -31,25 +34,19 @@ func (v *Volume) Freeze() (ID, error) {
 // seal writes the last map with a header that says frozen. If it fails halfway, the header may be on the disk or not:
 // writes are refused until a second Freeze has settled it. The caller holds flush and write.
 func (v *Volume) seal() error {
-	if err := v.finishHeader(); err != nil || v.top.state == layerFrozen {
-		return err
+	if v.top.state == layerFrozen {
+		return nil
 	}
-	w := mapWrite{touched: v.touched.take(), chunks: v.dirty.take(), pages: v.mapPages(), freeze: true}
+	w := mapWrite{touched: v.touched.take(), chunks: v.dirty.take(), pages: v.m.mapPages(v.topSrc, v.top.geo), freeze: true}
 	err := v.syncData(w.touched, nil)
 	if err == nil {
 		err = v.commit(w)
 	}
 	if err != nil {
 		v.uncapture(w)
-		v.sealing = v.pending != nil
+		v.sealing = v.top.pending != nil
 	}
 	return err
-}
-
-func (v *Volume) unlockTop() {
-	if lk, ok := v.top.f.(interface{ unlock() }); ok && !v.o.Unlocked {
-		lk.unlock()
-	}
 }
 
 // Push gives a volume that has no overlay a new one, which Create has made over the topmost layer.
@@ -86,7 +83,7 @@ func (v *Volume) push(f file) error {
 
 // unlink undoes openTop.
 func (v *Volume) unlink(size int64) {
-	v.unlockTop()
+	v.unlock(v.top.f)
 	v.chain, v.size, v.top, v.topSrc = v.chain[:len(v.chain)-1], size, nil, 0
 }
 

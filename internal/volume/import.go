@@ -126,9 +126,8 @@ func (im *importer) store(p []byte, off int64) error {
 // seal writes the map, and once that and the data are on the disk, the header.
 func (im *importer) seal() (ID, error) {
 	im.h.id = im.sum.id()
-	v := Volume{m: im.m, top: &layer{f: im.dst, header: im.h}, topSrc: 1}
 	sum := mapSum(0)
-	for _, m := range v.mapPages() {
+	for _, m := range im.m.mapPages(1, im.h.geo) {
 		sum.add(m.page, encodePage(m.data, m.page, im.h.generation))
 		if _, err := im.dst.WriteAt(m.data, im.h.geo.mapOff[0]+m.page*pageSize); err != nil {
 			return ID{}, err

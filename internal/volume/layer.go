@@ -48,7 +48,11 @@ func create(f truncater, o CreateOptions) error {
 type layer struct {
 	f file
 	header
-	slot int64 // the next header goes there first
+	slot    int64   // the next header goes there first
+	logNext int64   // where in the log the next record goes
+	logSeq  uint64  // and its number
+	pending *header // perhaps on the disk already, not yet in force
+	lost    bool    // a sync failed: what was written since the last good one has to be written again
 }
 
 func openLayer(f file) (*layer, error) {
@@ -66,7 +70,7 @@ func openLayer(f file) (*layer, error) {
 	if want := h.geo.fileSize(h.size); size < want {
 		return nil, fmt.Errorf("%w: file is %d bytes long, its header asks for %d", ErrDamaged, size, want)
 	}
-	return &layer{f, h, slot}, nil
+	return &layer{f: f, header: h, slot: slot}, nil
 }
 
 const pageMagic = 0x50414d56 // "VMAP"

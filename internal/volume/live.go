@@ -44,36 +44,34 @@ func encodeLive(b Boot) []byte {
 	return p
 }
 
-// openLive takes over what a killed process of this boot left, or begins anew.
-func (v *Volume) openLive() error {
-	at := v.top.geo.liveOff
+// openLive gives chunk what a killed process of this boot left, or begins anew. It says if the map is kept from now on.
+func (l *layer) openLive(boot Boot, chunk func(c int64, states []byte)) (live bool, err error) {
+	at := l.geo.liveOff
 	head := make([]byte, liveHeader)
-	if err := readFull(v.top.f, head, at); err != nil {
-		return err
+	if err := readFull(l.f, head, at); err != nil {
+		return false, err
 	}
-	boot := v.o.Boot
-	v.live = boot != Boot{}
-	if v.live && string(head) == string(encodeLive(boot)) {
-		return v.loadLive()
+	live = boot != Boot{}
+	if live && string(head) == string(encodeLive(boot)) {
+		return true, l.loadLive(chunk)
 	}
 	if uniform(head) != 0 {
-		if err := zeroArea(v.top.f, at, v.top.geo.liveSz); err != nil {
-			return fmt.Errorf("clear the live map: %w", err)
+		if err := zeroArea(l.f, at, l.geo.liveSz); err != nil {
+			return false, fmt.Errorf("clear the live map: %w", err)
 		}
 	}
-	if !v.live {
-		return nil
+	if live {
+		_, err = l.f.WriteAt(encodeLive(boot), at)
 	}
-	_, err := v.top.f.WriteAt(encodeLive(boot), at)
-	return err
+	return live, err
 }
 
-func (v *Volume) loadLive() error {
-	geo := v.top.geo
+func (l *layer) loadLive(chunk func(c int64, states []byte)) error {
+	geo := l.geo
 	buf := make([]byte, min(geo.liveSz-liveHeader, 256<<10))
 	for off := int64(0); off < geo.liveSz-liveHeader; off += int64(len(buf)) {
 		b := buf[:min(int64(len(buf)), geo.liveSz-liveHeader-off)]
-		if err := readFull(v.top.f, b, geo.liveOff+liveHeader+off); err != nil {
+		if err := readFull(l.f, b, geo.liveOff+liveHeader+off); err != nil {
 			return err
 		}
 		for i := 0; i < len(b); i += chunkStates {
@@ -82,15 +80,12 @@ func (v *Volume) loadLive() error {
 				continue
 			}
 			c := (off + int64(i)) / chunkStates
-			if err := v.top.checkStates(c, st); err != nil {
+			if err := l.checkStates(c, st); err != nil {
 				return err
 			}
-			v.m.apply(c, st, v.topSrc, srcZero)
-			v.dirty.add(c)
-			v.touched.add(c)
+			chunk(c, st)
 		}
 	}
-	v.written, v.flushed = 1, 0
 	return nil
 }
 

@@ -36,24 +36,24 @@ func encodeRecord(generation, seq uint64, chunks []uint32, states func(c int64, 
 	return b
 }
 
-// replayLog applies the records of the current generation and returns where the next one goes.
-func (l *layer) replayLog(chunk func(c int64, states []byte)) (next int64, seq uint64, err error) {
-	for next < l.geo.logSz {
-		b, ok, err := l.readRecord(next, seq)
+// replayLog applies the records of the current generation and finds where the next one goes.
+func (l *layer) replayLog(chunk func(c int64, states []byte)) error {
+	for l.logNext, l.logSeq = 0, 0; l.logNext < l.geo.logSz; {
+		b, ok, err := l.readRecord(l.logNext, l.logSeq)
 		if err != nil || !ok {
-			return next, seq, err
+			return err
 		}
 		n := int64(binary.LittleEndian.Uint32(b[24:]))
 		for p := b[recordHeader:]; n > 0; n, p = n-1, p[entrySize:] {
 			c := int64(binary.LittleEndian.Uint32(p))
 			if err := l.checkStates(c, p[4:entrySize]); err != nil {
-				return next, seq, err
+				return err
 			}
 			chunk(c, p[4:entrySize])
 		}
-		next, seq = next+int64(len(b)), seq+1
+		l.logNext, l.logSeq = l.logNext+int64(len(b)), l.logSeq+1
 	}
-	return next, seq, nil
+	return nil
 }
 
 func (l *layer) readRecord(at int64, seq uint64) ([]byte, bool, error) {

@@ -150,6 +150,22 @@ func (m *machine) freeze() {
 	m.must(m.v.push(m.over))
 }
 
+// swap freezes beside whatever happens next.
+func (m *machine) swap() {
+	m.say("swap")
+	next := m.overlay(m.v.ID())
+	n, err := m.v.prepare(next)
+	m.must(err)
+	_, done, err := m.v.Swap(n)
+	m.must(err)
+	m.layers, m.over = append(m.layers, m.over), next
+	for range m.r.IntN(3) {
+		m.write()
+		m.read()
+	}
+	m.must(<-done)
+}
+
 func (m *machine) step() {
 	switch m.r.IntN(40) {
 	case 0, 1, 2, 3:
@@ -161,7 +177,11 @@ func (m *machine) step() {
 	case 10:
 		m.reopen()
 	case 11:
-		m.freeze()
+		if m.r.IntN(2) == 0 {
+			m.swap()
+		} else {
+			m.freeze()
+		}
 	case 12, 13:
 		m.extents()
 	case 14, 15, 16, 17, 18, 19, 20:

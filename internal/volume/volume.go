@@ -63,14 +63,13 @@ type Volume struct {
 	touched dirtySet // and whose data did
 	written uint64   // counts changes, to see whether a flush has anything to do
 	sealing bool     // a Freeze failed halfway
+	idle    bool     // of tests: what a Swap leaves to do waits for the next Flush
 	live    bool     // changes of the map are also written to the live map
 
 	// flush is held by whoever syncs; it is taken before write.
 	flush   sync.Mutex
-	flushed uint64 // the value of written that is durable
-	logNext int64
-	logSeq  uint64
-	pending *header // perhaps on the disk already, not yet in force
+	flushed uint64   // the value of written that is durable
+	below   *sealing // the layer under the overlay, if it was one a moment ago and is not yet known to be frozen on the disk
 }
 
 // Open opens a chain: layers, the lowest first, all frozen, and the overlay that takes the writes, or nil for a volume
@@ -98,7 +97,7 @@ func open(layers []file, overlay file, o Options) (*Volume, error) {
 	for i, f := range layers {
 		l, err := openLayer(f)
 		if err == nil && l.state != layerFrozen {
-			err = ErrNotFrozen
+			err = v.openSwapped(l, overlay != nil && i == len(layers)-1)
 		}
 		if err == nil {
 			err = v.link(l)
@@ -107,7 +106,7 @@ func open(layers []file, overlay file, o Options) (*Volume, error) {
 			return nil, fmt.Errorf("open volume: layer %d: %w", i, err)
 		}
 	}
-	if overlay == nil && len(v.chain) == 0 {
+	if overlay == nil && len(layers) == 0 {
 		return nil, errors.New("open volume: no layers")
 	}
 	if overlay != nil {
@@ -122,6 +121,9 @@ func open(layers []file, overlay file, o Options) (*Volume, error) {
 		if err := v.loadLayer(uint8(i+1), l); err != nil {
 			return nil, fmt.Errorf("open volume: layer %d: %w", i, err)
 		}
+	}
+	if v.below != nil {
+		v.below.begin()
 	}
 	return v, nil
 }
@@ -144,10 +146,8 @@ func (v *Volume) link(l *layer) error {
 
 // openTop checks and locks the overlay and links it.
 func (v *Volume) openTop(f file) error {
-	if lk, ok := f.(interface{ lock() error }); ok && !v.o.Unlocked {
-		if err := lk.lock(); err != nil {
-			return err
-		}
+	if err := v.lock(f); err != nil {
+		return err
 	}
 	l, err := openLayer(f)
 	if err == nil && l.state == layerFrozen {
@@ -159,10 +159,29 @@ func (v *Volume) openTop(f file) error {
 	if err != nil {
 		return err
 	}
+	v.setTop(l)
+	return nil
+}
+
+// lock keeps other processes from writing f.
+func (v *Volume) lock(f file) error {
+	if lk, ok := f.(interface{ lock() error }); ok && !v.o.Unlocked {
+		return lk.lock()
+	}
+	return nil
+}
+
+func (v *Volume) unlock(f file) {
+	if lk, ok := f.(interface{ unlock() }); ok && !v.o.Unlocked {
+		lk.unlock()
+	}
+}
+
+// setTop makes the topmost layer the overlay.
+func (v *Volume) setTop(l *layer) {
 	v.top, v.topSrc = l, uint8(len(v.chain))
 	v.dirty.init(l.geo.chunks)
 	v.touched.init(l.geo.chunks)
-	return nil
 }
 
 // loadLayer lays a layer's map over what is loaded so far.
@@ -172,14 +191,26 @@ func (v *Volume) loadLayer(src uint8, l *layer) error {
 		zero = srcZero
 	}
 	apply := func(c int64, st []byte) { v.m.apply(c, st, src, zero) }
-	if err := l.loadMap(apply); err != nil || l != v.top {
+	if err := l.loadMap(apply); err != nil || l.state == layerFrozen {
 		return err
 	}
-	var err error
-	if v.logNext, v.logSeq, err = l.replayLog(apply); err != nil {
+	if err := l.replayLog(apply); err != nil {
 		return err
 	}
-	return v.openLive()
+	live, err := l.openLive(v.o.Boot, func(c int64, st []byte) {
+		apply(c, st)
+		if l != v.top {
+			v.below.keep(uint32(c), st)
+			return
+		}
+		v.dirty.add(c)
+		v.touched.add(c)
+		v.written = 1
+	})
+	if l == v.top {
+		v.live = live
+	}
+	return err
 }
 
 // Size is the size of the disk in bytes.
@@ -198,6 +229,11 @@ func (v *Volume) Close() error {
 	err := v.Flush()
 	if v.closed.Swap(true) {
 		return ErrClosed
+	}
+	v.flush.Lock()
+	defer v.flush.Unlock()
+	if v.below != nil {
+		v.below.abandon()
 	}
 	v.mapMu.Lock()
 	defer v.mapMu.Unlock()
