@@ -6,14 +6,10 @@ import (
 	"os"
 	"time"
 
-	"vigia/internal/introspect"
 	"vigia/internal/link"
 )
 
 var errNoChannel = errors.New("this machine has no guest channel: it was not run with --additions exec")
-
-// inside is the guest's own word, where there is a channel to it.
-func (g *Guard) inside() introspect.Inside { return nil }
 
 // exec runs a command in the guest and writes what it printed into the two pipes that came along.
 func (g *Guard) exec(ctx context.Context, r link.Request) (link.Response, error) {

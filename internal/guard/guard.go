@@ -187,7 +187,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.console = newConsole(serial, openConsoleLog(files[link.FileConsoleLog], files[link.FileConsoleTail+"0"], files[link.FileConsoleTail+"1"]), g.out.Emit)
 	g.sampler = &sampler{cpus: g.cfg.CPUs, emit: g.out.Emit, process: g.views.busiest, panicked: g.panicked}
 	go g.console.run()
-	g.checker = newChecker(g.views, g.told, g.inside())
+	g.checker = newChecker(g.views, g.told, newInside(g.agent))
 	go g.sampler.run(g.ctx)
 	go g.checker.run(g.ctx, g.cfg.Check)
 	go probe.NewSampler(g.views.eyes(), probe.NewPace(g.out.Emit, g.flood).Emit).Run(g.ctx)

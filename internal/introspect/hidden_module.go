@@ -7,12 +7,19 @@ import (
 )
 
 // modulesHidden compares the lists of modules.
-func (c *Checker) modulesHidden() (Result, error) { return c.compareModules() }
+func (c *Checker) modulesHidden() (Result, error) { return c.compareModules(nil) }
 
-// moduleMemory compares them with what lies in the memory for modules, too.
-func (c *Checker) moduleMemory() (Result, error) { return c.compareModules((*Guest).moduleMemory) }
+// moduleMemory compares them with what lies in the memory for modules, too, and with what the guest says.
+func (c *Checker) moduleMemory() (Result, error) {
+	said := c.ask()
+	more := []func(*Guest, *moduleLayout) *listing{(*Guest).moduleMemory}
+	if said != nil {
+		more = append(more, said.listModules)
+	}
+	return c.compareModules(said, more...)
+}
 
-func (c *Checker) compareModules(more ...func(*Guest, *moduleLayout) *listing) (res Result, err error) {
+func (c *Checker) compareModules(said *claims, more ...func(*Guest, *moduleLayout) *listing) (res Result, err error) {
 	g := c.guest
 	err = g.view(func() error {
 		m, err := g.moduleLayout()
@@ -29,7 +36,7 @@ func (c *Checker) compareModules(more ...func(*Guest, *moduleLayout) *listing) (
 			res.Findings = append(res.Findings, l.brokenLists()...)
 		}
 		for _, at := range union(all) {
-			if f, hidden := g.hiddenModule(m, at, all); hidden {
+			if f, hidden := g.hiddenModule(m, at, all, said); hidden {
 				res.Findings = append(res.Findings, f)
 			}
 		}
@@ -43,7 +50,7 @@ const moduleLive = 0
 
 // hiddenModule reports whether a module that is loaded is missing from a view. One that says it is being loaded or
 // unloaded is where a module in that state is: an unformed one has nothing in sysfs, so one that has pretends to be.
-func (g *Guest) hiddenModule(m *moduleLayout, at uint64, all []*listing) (Finding, bool) {
+func (g *Guest) hiddenModule(m *moduleLayout, at uint64, all []*listing, said *claims) (Finding, bool) {
 	r := reader{s: g.space}
 	state := r.u32(at + m.state)
 	var name [64]byte
@@ -52,7 +59,9 @@ func (g *Guest) hiddenModule(m *moduleLayout, at uint64, all []*listing) (Findin
 	if r.err != nil {
 		return Finding{}, false
 	}
-	listed, missing := compare(at, all, func(string) bool { return state == moduleLive })
+	listed, missing := compare(at, all, func(name string) bool {
+		return state == moduleLive && (name != viewGuest || said.loaded[at])
+	})
 	posing := state == moduleUnformed && contains(all, viewSysfs, at)
 	if state != moduleLive && !posing || len(missing) == 0 && !posing || !g.isModule(m, at) {
 		return Finding{}, false

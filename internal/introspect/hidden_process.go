@@ -6,12 +6,19 @@ import (
 )
 
 // processes compares the ways in which the kernel keeps its tasks.
-func (c *Checker) processes() (Result, error) { return c.compareTasks() }
+func (c *Checker) processes() (Result, error) { return c.compareTasks(nil) }
 
-// taskMemory compares them with the memory that tasks are made of, too.
-func (c *Checker) taskMemory() (Result, error) { return c.compareTasks((*Guest).taskSlabs) }
+// taskMemory compares them with the memory that tasks are made of, too, and with what the guest says.
+func (c *Checker) taskMemory() (Result, error) {
+	said := c.ask()
+	more := []func(*Guest) *listing{(*Guest).taskSlabs}
+	if said != nil {
+		more = append(more, said.listTasks)
+	}
+	return c.compareTasks(said, more...)
+}
 
-func (c *Checker) compareTasks(more ...func(*Guest) *listing) (res Result, err error) {
+func (c *Checker) compareTasks(said *claims, more ...func(*Guest) *listing) (res Result, err error) {
 	g := c.guest
 	err = g.view(func() error {
 		running, idle := g.onCPUs()
@@ -30,7 +37,7 @@ func (c *Checker) compareTasks(more ...func(*Guest) *listing) (res Result, err e
 			res.Findings = append(res.Findings, l.brokenLists()...)
 		}
 		for _, t := range tasks {
-			if f, hidden := g.hiddenTask(t, all); hidden {
+			if f, hidden := g.hiddenTask(t, all, said); hidden {
 				res.Findings = append(res.Findings, f)
 			}
 			if g.meter.left <= 0 {
@@ -43,7 +50,7 @@ func (c *Checker) compareTasks(more ...func(*Guest) *listing) (res Result, err e
 }
 
 // hiddenTask reports whether a task that is fully there is missing from a view that should have it.
-func (g *Guest) hiddenTask(task uint64, all []*listing) (Finding, bool) {
+func (g *Guest) hiddenTask(task uint64, all []*listing, said *claims) (Finding, bool) {
 	t, err := g.taskFacts(task)
 	if err != nil || t.passing {
 		return Finding{}, false
@@ -56,6 +63,8 @@ func (g *Guest) hiddenTask(task uint64, all []*listing) (Finding, bool) {
 			return !t.exiting
 		case viewPids, viewThreads:
 			return true
+		case viewGuest:
+			return !t.exiting && said.knew(g, task)
 		}
 		return false
 	})
