@@ -46,7 +46,8 @@ func importRaw(dst file, src io.ReaderAt, size int64, progress func(done, total 
 	if err := im.copy(); err != nil {
 		return ID{}, err
 	}
-	return im.seal()
+	im.h.id = im.sum.id()
+	return im.h.id, sealNew(im.dst, im.h, im.m)
 }
 
 type importer struct {
@@ -123,25 +124,24 @@ func (im *importer) store(p []byte, off int64) error {
 	return nil
 }
 
-// seal writes the map, and once that and the data are on the disk, the header.
-func (im *importer) seal() (ID, error) {
-	im.h.id = im.sum.id()
+// sealNew writes a new layer's map, whose source in m is 1, and once that and the data are on the disk, the header.
+func sealNew(dst file, h header, m *blockMap) error {
 	sum := mapSum(0)
-	for _, m := range im.m.mapPages(1, im.h.geo) {
-		sum.add(m.page, encodePage(m.data, m.page, im.h.generation))
-		if _, err := im.dst.WriteAt(m.data, im.h.geo.mapOff[0]+m.page*pageSize); err != nil {
-			return ID{}, err
+	for _, p := range m.mapPages(1, h.geo) {
+		sum.add(p.page, encodePage(p.data, p.page, h.generation))
+		if _, err := dst.WriteAt(p.data, h.geo.mapOff[0]+p.page*pageSize); err != nil {
+			return err
 		}
 	}
-	im.h.mapSum = uint32(sum)
-	if err := im.dst.Sync(); err != nil {
-		return ID{}, err
+	h.mapSum = uint32(sum)
+	if err := dst.Sync(); err != nil {
+		return err
 	}
-	b := im.h.encode()
-	if _, err := im.dst.WriteAt(append(b, b...), 0); err != nil {
-		return ID{}, err
+	b := h.encode()
+	if _, err := dst.WriteAt(append(b, b...), 0); err != nil {
+		return err
 	}
-	return im.h.id, im.dst.Sync()
+	return dst.Sync()
 }
 
 // contentHash is the BLAKE3 hash of what a layer says about its disk: the size, the parent, and number, state and data

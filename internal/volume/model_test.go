@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -182,7 +183,9 @@ func (m *machine) step() {
 		} else {
 			m.freeze()
 		}
-	case 12, 13:
+	case 12:
+		m.flatten()
+	case 13:
 		m.extents()
 	case 14, 15, 16, 17, 18, 19, 20:
 		m.read()
@@ -206,6 +209,21 @@ func TestAgainstModel(t *testing.T) {
 			m.finish()
 		})
 	}
+}
+
+// flatten puts one layer in the place of some that lie over each other.
+func (m *machine) flatten() {
+	if len(m.layers) < 2 {
+		return
+	}
+	i := m.r.IntN(len(m.layers))
+	j := i + 1 + m.r.IntN(len(m.layers)-i)
+	m.say("flatten %d to %d of %d", i, j, len(m.layers))
+	m.must(m.v.Flush())
+	flat := newCrashFile(pages{}, 0)
+	m.must(flatten(flat, m.files()[i:j], func(int64, int64) {}))
+	m.layers = slices.Concat(m.layers[:i], []*crashFile{flat}, m.layers[j:])
+	m.reopen()
 }
 
 // finish reads all, and checks every layer by itself and their chain.
