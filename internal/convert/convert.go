@@ -4,8 +4,9 @@
 //
 //	vigia convert sniff|inspect|profile          3: the hostile file, 4: the result (profile)
 //	vigia convert extract PLACE PATH             3: the disk, 4: the result
+//	vigia convert reopens QUESTION               from 3 on: the layers of two disks, and a file of vulnerabilities
 //
-// The answer to sniff and inspect is JSON on standard output, at most MaxAnswer bytes.
+// The answer to sniff, inspect and reopens is JSON on standard output, at most MaxAnswer bytes.
 package convert
 
 import (
@@ -15,16 +16,20 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"vigia/internal/event"
 	"vigia/internal/image"
 	"vigia/internal/jail"
 )
 
+// firstFile is the descriptor of a question's first file.
+const firstFile = 3
+
 // Command is the sub-command; MaxAnswer bounds what a worker may say, in bytes.
 const (
 	Command   = "convert"
-	MaxAnswer = 64 << 10
+	MaxAnswer = 1 << 20
 )
 
 // Main is the worker: it confines itself before it touches the file.
@@ -32,7 +37,7 @@ func Main(args []string) error {
 	if _, err := jail.Confine(jail.Convert); err != nil {
 		return err
 	}
-	result, err := answer(args, os.NewFile(3, "input"), os.NewFile(4, "output"))
+	result, err := answer(args, given)
 	if err != nil {
 		return json.NewEncoder(os.Stdout).Encode(reply{Error: err.Error(), Kind: kindOf(err)})
 	}
@@ -62,17 +67,25 @@ func kindOf(err error) int {
 	return 0
 }
 
-func answer(args []string, in, out *os.File) (any, error) {
+// given makes a file of the n-th descriptor that came along; once for each, since an os.File closes its own when nobody has it.
+func given(n int) *os.File { return os.NewFile(uintptr(firstFile+n), "file "+strconv.Itoa(n)) }
+
+func answer(args []string, file func(n int) *os.File) (any, error) {
 	if len(args) == 0 {
 		return nil, errors.New("no question")
 	}
 	switch args[0] {
 	case "sniff":
-		return image.Sniff(in)
+		return image.Sniff(file(0))
 	case "inspect":
-		return image.Inspect(in)
+		return image.Inspect(file(0))
 	case "profile":
-		return struct{}{}, image.Profile(in, out)
+		return struct{}{}, image.Profile(file(0), file(1))
+	case "reopens":
+		if len(args) != 2 {
+			return nil, errors.New("reopens: want one question")
+		}
+		return reopens(args[1], file)
 	case "extract":
 		if len(args) != 3 {
 			return nil, errors.New("extract: want a place and a path")
@@ -81,7 +94,7 @@ func answer(args []string, in, out *os.File) (any, error) {
 		if err := json.Unmarshal([]byte(args[1]), &at); err != nil {
 			return nil, err
 		}
-		return struct{}{}, image.Extract(in, at, args[2], out)
+		return struct{}{}, image.Extract(file(0), at, args[2], file(1))
 	}
 	return nil, fmt.Errorf("no such question: %q", args[0])
 }
