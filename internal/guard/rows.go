@@ -60,7 +60,8 @@ func processes(guest *introspect.Guest, _ link.Request) ([]link.Process, error) 
 		return link.Process{PID: p.PID, PPID: p.PPID, UID: p.UID, EUID: p.EUID, SUID: p.SUID, FSUID: p.FSUID,
 			GID: p.GID, EGID: p.EGID, SGID: p.SGID, FSGID: p.FSGID, Comm: p.Comm, Cmdline: p.Cmdline, Exe: p.Exe,
 			CPUSeconds: p.CPUSeconds, Start: p.Start, Booted: p.StartSeconds, State: p.State, Threads: p.Threads, Kernel: p.Kernel,
-			Unknown: p.Unknown}
+			Groups: p.Groups, Capabilities: link.Capabilities(p.Capabilities), Namespaces: link.Namespaces(p.Namespaces), NamespacePID: p.NamespacePID,
+			Cgroup: p.Cgroup, Container: p.Container, Runtime: p.Runtime, Unit: p.Unit, Unknown: p.Unknown}
 	})
 }
 
@@ -75,7 +76,7 @@ func sockets(guest *introspect.Guest, _ link.Request) ([]link.Socket, error) {
 	list, err := guest.Sockets()
 	return rowsOf(list, err, func(s *introspect.Socket) link.Socket {
 		return link.Socket{Protocol: s.Protocol, Local: s.Local, Remote: s.Remote, State: s.State, PID: s.PID, Comm: s.Comm, FD: s.FD,
-			Inode: s.Inode, Unknown: s.Unknown}
+			Owner: s.Owner, UID: s.UID, Inode: s.Inode, Net: s.Net, Unknown: s.Unknown}
 	})
 }
 
@@ -86,12 +87,21 @@ func files(guest *introspect.Guest, r link.Request) ([]link.File, error) {
 	}
 	list, err := guest.Files(of.PID)
 	return rowsOf(list, err, func(f *introspect.File) link.File {
-		return link.File{PID: f.PID, Comm: f.Comm, FD: f.FD, Type: f.Type, Path: f.Path, Inode: f.Inode, Unknown: f.Unknown}
+		return link.File{PID: f.PID, Comm: f.Comm, FD: f.FD, Type: f.Type, Path: f.Path, Mode: f.Mode,
+			Position: f.Position, Deleted: f.Deleted, Filesystem: f.Filesystem, Inode: f.Inode, Unknown: f.Unknown}
 	})
 }
 
 func maps(guest *introspect.Guest, r link.Request) ([]link.Region, error) {
-	return nil, errors.New("not there yet")
+	var of link.OfProcess
+	if err := r.Decode(&of); err != nil {
+		return nil, err
+	}
+	list, err := guest.Maps(of.PID)
+	return rowsOf(list, err, func(m *introspect.Region) link.Region {
+		return link.Region{Start: m.Start, End: m.End, Permissions: m.Permissions, Offset: m.Offset, File: m.File, Inode: m.Inode,
+			Kind: m.Kind, Marks: m.Marks, Unknown: m.Unknown}
+	})
 }
 
 // kernel is what the guest's kernel says of itself.
@@ -107,5 +117,6 @@ func (g *Guard) kernel(_ context.Context, r link.Request) (link.Response, error)
 		return link.Response{}, err
 	}
 	return link.Response{Body: link.System{Banner: s.Banner, Version: s.Version, Phys: s.Phys, Slide: s.Slide, Levels: s.Levels,
-		Cmdline: s.Cmdline, Taint: s.Taint, Uptime: s.Uptime, Time: s.Time, Forks: s.Forks, Processes: s.Processes, Unknown: s.Unknown}}, nil
+		Cmdline: s.Cmdline, Taint: s.Taint, Taints: s.Taints, Uptime: s.Uptime, Time: s.Time, Forks: s.Forks, Processes: s.Processes,
+		Missing: s.Missing, Unknown: s.Unknown}}, nil
 }

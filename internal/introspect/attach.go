@@ -36,6 +36,8 @@ type Guest struct {
 	sockets *socketLayout
 	codes   *codeLayout
 	glances *glanceLayout
+	tables  *tableLayout
+	maps    *mapsLayout
 
 	points     []uint64          // link addresses of the kernel's tracepoints
 	fieldMemo  map[string]uint64 // what the checks of control flow have looked up: fields and sizes of types
@@ -47,6 +49,8 @@ type Guest struct {
 	slabs       *slabLayout
 	moduleViews *moduleViewLayout
 	creds       *credLayout
+
+	seen seen // what several tasks share, as this view has read it
 
 	scratch [max(maxPath, maxCmdline)]byte // for text on its way to becoming a string
 }
@@ -75,17 +79,14 @@ const (
 )
 
 // Attach finds the kernel of profile in mem. It returns ErrNotReady where it is not there, or not far enough in its
-// boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be read.
+// boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be found. What is missing for a
+// view alone is that view's error, and in System.Missing.
 func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
-	g := &Guest{mem: mem, meter: meter{mem, maxReads}, limit: maxReads, profile: profile}
-	var err error
-	if g.layout, err = newLayout(profile); err != nil {
-		return nil, fmt.Errorf("attach: %w", err)
-	}
+	g := &Guest{mem: mem, meter: meter{mem, maxReads}, limit: maxReads, profile: profile, layout: newLayout(profile)}
 	if err := g.resolveLink(); err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
-	err = g.locate()
+	err := g.locate()
 	profile.Trim()
 	if err != nil {
 		return nil, err
@@ -136,9 +137,25 @@ func (g *Guest) Rebooted() {
 	g.last, g.boot = Boot{}, Boot{}
 }
 
+// seen keeps what several tasks or files of one view share, by address.
+type seen struct {
+	proxies     map[uint64]Namespaces // by nsproxy
+	cgroups     map[uint64]string     // paths, by css_set
+	filesystems map[uint64]string     // names of their sorts, by super block
+}
+
+func (s *seen) clear() {
+	if s.proxies == nil {
+		s.proxies, s.cgroups, s.filesystems = make(map[uint64]Namespaces), make(map[uint64]string), make(map[uint64]string)
+	}
+	clear(s.proxies)
+	clear(s.cgroups)
+	clear(s.filesystems)
+}
+
 // begin prepares for a view: it makes sure the kernel is still the one found, and alive, else looks for it anew.
 func (g *Guest) begin() error {
-	if g.boot != (Boot{}) && g.identify(g.boot.Phys) == g.boot {
+	if now, ok := g.identify(g.boot.Phys); g.boot != (Boot{}) && ok && now == g.boot {
 		g.space.Flush()
 		if !g.still() {
 			return nil
@@ -173,8 +190,8 @@ func (g *Guest) locate() error {
 	var best Boot
 	var bestTime int64
 	for _, phys := range g.search() {
-		b := g.identify(phys)
-		if b == (Boot{}) || slices.Contains(g.dead, b) || !g.enter(b) {
+		b, ok := g.identify(phys)
+		if !ok || slices.Contains(g.dead, b) || !g.enter(b) {
 			continue
 		}
 		now, _ := g.wallSeconds()
@@ -216,8 +233,8 @@ func (g *Guest) search() []uint64 {
 	return found
 }
 
-// identify reads who the kernel at phys is; the zero Boot where there is none, or it has not yet begun.
-func (g *Guest) identify(phys uint64) Boot {
+// identify reads who the kernel at phys is; false where there is none, or it has not yet begun.
+func (g *Guest) identify(phys uint64) (Boot, bool) {
 	at := func(link uint64) uint64 { return phys + link - g.link.text }
 	read := func(pa uint64, n int) (v uint64, ok bool) {
 		var b [8]byte
@@ -229,22 +246,39 @@ func (g *Guest) identify(phys uint64) Boot {
 		}
 		return v, true
 	}
-	task := at(g.link.initTask)
-	parent, ok := read(task+g.layout.task.realParent, 8)
-	slide := parent - g.link.initTask
-	if !ok || slide >= maxSlide || slide%kernelAlign != 0 {
-		return Boot{}
-	}
-	b := Boot{Phys: phys, Slide: slide, Levels: 4}
+	b := Boot{Phys: phys, Levels: 4}
 	if g.link.level5 != 0 {
 		if v, ok := read(at(g.link.level5), 4); ok && v == 1 {
 			b.Levels = 5
 		}
 	}
+	task := at(g.link.initTask)
+	if g.layout.task.realParent == noField {
+		slide, ok := g.slideByTables(b)
+		b.Slide = slide
+		return b, ok
+	}
+	parent, ok := read(task+g.layout.task.realParent, 8)
+	b.Slide = parent - g.link.initTask
+	if !ok || b.Slide >= maxSlide || b.Slide%kernelAlign != 0 {
+		return Boot{}, false
+	}
 	if g.layout.task.canary != noField {
 		b.canary, _ = read(task+g.layout.task.canary, 8)
 	}
-	return b
+	return b, true
+}
+
+// slideByTables finds the virtual slide of a kernel whose types are not known: it is where the kernel's own tables map the text
+// to where it was found.
+func (g *Guest) slideByTables(b Boot) (uint64, bool) {
+	space := memory.NewSpace(g.mem, b.Phys+g.link.topPgt-g.link.text, b.Levels)
+	for slide := uint64(0); slide < maxSlide; slide += kernelAlign {
+		if pa, err := space.Translate(g.link.text + slide); err == nil && pa == b.Phys {
+			return slide, true
+		}
+	}
+	return 0, false
 }
 
 // enter turns to a kernel's page tables, and reports whether they map it where it is thought to be.
@@ -257,6 +291,9 @@ func (g *Guest) enter(b Boot) bool {
 		}
 	}
 	g.boot = b
+	if g.layout.task.tasks == noField {
+		return true
+	}
 	// Without a first task the kernel has but begun.
 	head := g.initTask() + g.layout.task.tasks
 	first, err := g.space.U64(head)

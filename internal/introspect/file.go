@@ -2,7 +2,9 @@ package introspect
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 
 	"vigia/internal/event"
 )
@@ -16,11 +18,18 @@ type File struct {
 	Path  string `json:"path"` // from the root of its mount namespace; socket:[inode] and the like where it has none
 	Inode uint64 `json:"inode"`
 
+	Mode       string `json:"mode"`       // r, w, rw; empty: opened as a path alone
+	Position   int64  `json:"position"`   // where the next read or write begins
+	Deleted    bool   `json:"deleted"`    // it has no name any more
+	Filesystem string `json:"filesystem"` // what sort it lies in
+
 	Unknown []string `json:"unknown,omitempty"`
 }
 
 type fileLayout struct {
 	files, table, maxFDs, fds, inode, number, mode, private uint64
+	access, position, super, sort, sortName                 uint64
+	owner, ops, opsName                                     uint64
 }
 
 const (
@@ -38,6 +47,9 @@ func (g *Guest) fileLayout() (*fileLayout, error) {
 	l.maxFDs, l.fds = r.field("fdtable", "max_fds"), r.field("fdtable", "fd")
 	l.inode, l.private = r.field("file", "f_inode"), r.field("file", "private_data")
 	l.number, l.mode = r.field("inode", "i_ino"), r.field("inode", "i_mode")
+	l.access, l.position = r.optional("file", "f_mode"), r.optional("file", "f_pos")
+	l.super, l.sort, l.sortName = r.optional("inode", "i_sb"), r.optional("super_block", "s_type"), r.optional("file_system_type", "name")
+	l.owner, l.ops, l.opsName = r.optional("inode", "i_private"), r.optional("ns_common", "ops"), r.optional("proc_ns_operations", "name")
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -73,12 +85,14 @@ type openFile struct {
 	file uint64 // address of the struct file
 }
 
-// eachFile visits the open files of all processes, or of one.
+// eachFile visits the open files of all processes, or of one. Threads that have unshared their table of files are looked at
+// too, and so are those that a leader has left behind.
 func (g *Guest) eachFile(pid int64, visit func(openFile) error) error {
 	l, err := g.fileLayout()
 	if err != nil {
 		return err
 	}
+	var tables []uint64
 	return g.leaders(func(task uint64) error {
 		r := reader{s: g.space}
 		f := openFile{pid: int64(int32(r.u32(task + g.layout.task.pid)))}
@@ -87,15 +101,30 @@ func (g *Guest) eachFile(pid int64, visit func(openFile) error) error {
 		}
 		comm := g.scratch[:16]
 		r.bytes(task+g.layout.task.comm, comm)
-		files := r.u64(task + l.files)
+		signal := r.u64(task + g.layout.task.signal)
 		if r.err != nil {
 			return ErrTorn
 		}
-		if files == 0 { // a zombie
-			return nil
-		}
 		f.comm = event.Text(untilNUL(comm))
-		return g.filesOf(l, files, f, visit)
+		err := steady(func() error {
+			tables = tables[:0]
+			return g.walk(signal+g.layout.signal.threads, func(node uint64) error {
+				files, err := g.space.U64(node - g.layout.task.threadNode + l.files)
+				if err == nil && files != 0 && !slices.Contains(tables, files) { // 0: it has ended
+					tables = append(tables, files)
+				}
+				return err
+			})
+		})
+		if err != nil {
+			return ErrTorn
+		}
+		for _, files := range tables {
+			if err := g.filesOf(l, files, f, visit); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -143,6 +172,7 @@ func (g *Guest) file(o openFile) File {
 	if t, ok := fileTypes[mode>>12]; ok {
 		f.Type = t
 	}
+	g.access(&f, o.file, inode)
 	if f.Type == "pipe" || f.Type == "socket" || f.Type == "other" {
 		if name, ok := g.nameless(o.file); ok {
 			f.Path = fmt.Sprintf("%s:[%d]", f.Type, f.Inode)
@@ -152,12 +182,78 @@ func (g *Guest) file(o openFile) File {
 			return f
 		}
 	}
+	if name, ok := g.pseudo(&f, inode); ok {
+		f.Path = name
+		return f
+	}
 	path, err := g.filePath(o.file)
 	if err != nil {
-		f.Unknown = []string{"path"}
+		f.Unknown = append(f.Unknown, "path")
 	}
-	f.Path = path
+	f.Path, f.Deleted = path, deleted(path)
 	return f
+}
+
+// pseudo names the files of file systems that make names up when they are asked for one: a namespace's, and since 6.9 a
+// pidfd.
+func (g *Guest) pseudo(f *File, inode uint64) (string, bool) {
+	switch f.Filesystem {
+	case "pidfs":
+		return "anon_inode:[pidfd]", true
+	case "nsfs":
+		space, err1 := g.field64(inode, g.files.owner)
+		ops, err2 := g.field64(space, g.files.ops)
+		name, err3 := g.field64(ops, g.files.opsName)
+		if errors.Join(err1, err2, err3) != nil {
+			return "", false
+		}
+		text, err := g.space.CString(name, 32)
+		return fmt.Sprintf("%s:[%d]", event.Text(text), f.Inode), err == nil
+	}
+	return "", false
+}
+
+// access fills in how a file was opened, how far it was read or written, and in what sort of file system it lies.
+func (g *Guest) access(f *File, file, inode uint64) {
+	l := g.files
+	unknown := func(name string) { f.Unknown = append(f.Unknown, name) }
+	if mode, err := g.field32(file, l.access); err != nil {
+		unknown("mode")
+	} else {
+		f.Mode = [...]string{"", "r", "w", "rw"}[mode&3]
+	}
+	if at, err := g.field64(file, l.position); err != nil {
+		unknown("position")
+	} else {
+		f.Position = int64(at)
+	}
+	super, err := g.field64(inode, l.super)
+	if err != nil {
+		unknown("filesystem")
+		return
+	}
+	name, known := g.seen.filesystems[super]
+	if !known {
+		if name, err = g.filesystem(super); err != nil {
+			unknown("filesystem")
+			return
+		}
+		g.seen.filesystems[super] = name
+	}
+	f.Filesystem = name
+}
+
+func (g *Guest) filesystem(super uint64) (string, error) {
+	sort, err := g.field64(super, g.files.sort)
+	if err != nil {
+		return "", err
+	}
+	name, err := g.field64(sort, g.files.sortName)
+	if err != nil {
+		return "", err
+	}
+	text, err := g.space.CString(name, 64)
+	return event.Text(text), err
 }
 
 // nameless reports whether a file is one of pipefs, sockfs or anon_inodefs: its dentry stands alone, its own parent,

@@ -19,16 +19,31 @@ func (g *Guest) views(t testing.TB, r *recorded) {
 		"sockets":   func() error { _, err := g.Sockets(); return err },
 		"files":     func() error { _, err := g.Files(0); return err },
 		"system":    func() error { _, err := g.System(); return err },
+		"tables":    func() error { _, err := g.SocketsByTables(); return err },
+		"maps":      func() error { return g.allMaps() },
 	} {
 		r.reads = 0
 		err := view()
-		if err != nil && !errors.Is(err, ErrTorn) && !errors.Is(err, ErrNotReady) && !errors.Is(err, ErrEndless) {
+		if err != nil && !errors.Is(err, ErrTorn) && !errors.Is(err, ErrNotReady) && !errors.Is(err, ErrEndless) && !errors.Is(err, kernel.ErrUnsupported) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if r.reads > 200_000 {
 			t.Errorf("%s: %d reads of memory with a few bits flipped", name, r.reads)
 		}
 	}
+}
+
+// allMaps lists the regions of those processes whose memory is recorded.
+func (g *Guest) allMaps() error {
+	list, err := g.CPU(nil)
+	for _, p := range list {
+		if name := string(p.Comm()); name == "scene" || name == "sshd" {
+			if _, one := g.Maps(p.PID); one != nil && !errors.Is(one, ErrNoProcess) {
+				err = one
+			}
+		}
+	}
+	return err
 }
 
 // sorted returns the addresses of the recorded lines in order, so that a number names the same bit each time.
@@ -48,11 +63,11 @@ func (r *recorded) flip(addrs []uint64, n uint64) {
 
 // TestFlippedBits flips bits of real memory, a few at a time: no view panics, hangs, or reads without end.
 func TestFlippedBits(t *testing.T) {
-	rounds := 400
+	rounds := 200
 	if testing.Short() {
 		rounds = 100
 	}
-	onRecordings(t, func(t *testing.T, r *recorded, p *kernel.Profile) {
+	flip := func(t *testing.T, r *recorded, p *kernel.Profile) {
 		g, addrs := attach(t, r, p), r.sorted()
 		rng := rand.New(rand.NewPCG(1, 2))
 		for range rounds {
@@ -69,20 +84,24 @@ func TestFlippedBits(t *testing.T) {
 		if len(processes(t, g)) < 50 {
 			t.Error("the memory is not what it was")
 		}
-	})
+	}
+	onRecordings(t, flip)
+	onScenes(t, flip)
 }
 
 // FuzzViews writes 8 bytes at up to 8 recorded places.
 func FuzzViews(f *testing.F) {
 	f.Add(uint8(0), uint64(77), uint64(0), uint64(12345), uint64(1))
 	f.Add(uint8(1), uint64(5000), ^uint64(0), uint64(9), uint64(0xffff888000000000))
+	f.Add(uint8(2), uint64(3000), uint64(1)<<63, uint64(30000), uint64(0xffff888000000000))
+	f.Add(uint8(3), uint64(20000), uint64(0), uint64(9), uint64(2))
 	type base struct {
 		r     *recorded
 		p     *kernel.Profile
 		addrs []uint64
 	}
 	var bases []base
-	for _, name := range recordings {
+	for _, name := range slices.Concat(recordings, scenes) {
 		r, p := load(f, name)
 		bases = append(bases, base{r, p, r.sorted()})
 	}
@@ -156,6 +175,8 @@ func checkOnce(t testing.TB, g *Guest, r *recorded) {
 func FuzzChecks(f *testing.F) {
 	f.Add(uint8(0), uint64(77), uint64(0), uint64(12345), uint64(1))
 	f.Add(uint8(1), uint64(5000), ^uint64(0), uint64(9), uint64(0xffff888000000000))
+	f.Add(uint8(2), uint64(3000), uint64(1)<<63, uint64(30000), uint64(0xffff888000000000))
+	f.Add(uint8(3), uint64(20000), uint64(0), uint64(9), uint64(2))
 	type base struct {
 		r     *recorded
 		p     *kernel.Profile

@@ -51,6 +51,9 @@ func (g *Guest) glanceLayout() (*glanceLayout, error) {
 	if g.glances != nil {
 		return g.glances, nil
 	}
+	if g.layout.err != nil {
+		return nil, g.layout.err
+	}
 	r, l := &resolver{p: g.profile}, &glanceLayout{}
 	l.threads, l.exitCode = r.field("signal_struct", "nr_threads"), r.field("task_struct", "exit_code")
 	l.groupCode, l.groupFlag = r.field("signal_struct", "group_exit_code"), r.field("signal_struct", "flags")

@@ -20,6 +20,9 @@ func (c *Checker) taskMemory() (Result, error) {
 
 func (c *Checker) compareTasks(said *claims, more ...func(*Guest) *listing) (res Result, err error) {
 	g := c.guest
+	if g.layout.err != nil {
+		return res, g.layout.err
+	}
 	err = g.view(func() error {
 		running, idle := g.onCPUs()
 		all := []*listing{g.tasksListed(), g.pidTable(), g.cgroupTasks(), running}

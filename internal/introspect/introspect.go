@@ -46,6 +46,8 @@ var (
 	ErrNotReady = errors.New("guest kernel not found in memory: it may still be booting")
 	// ErrTorn: a list changed under every attempt to read it, or is broken.
 	ErrTorn = errors.New("list in guest memory is torn")
+	// ErrNoProcess: no process on the kernel's list has that pid.
+	ErrNoProcess = errors.New("no such process in the guest")
 	// ErrEndless: memory asked for more reading than any real guest does; it is made up to keep the reader busy.
 	ErrEndless = errors.New("guest memory is made to be read for ever")
 )

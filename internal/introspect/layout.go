@@ -2,8 +2,11 @@ package introspect
 
 import "vigia/internal/kernel"
 
-// layout is where the fields lie that the views read, looked up once.
+// layout is where the fields lie that the views of processes read, looked up once.
 type layout struct {
+	// err names the first thing that the kernel lacks for processes, and so for what belongs to them. What needs none of it
+	// (modules, the kernel itself) works all the same.
+	err  error
 	task struct {
 		tasks, pid, tgid, comm, flags, state, exitState    uint64
 		realParent, realCred, mm, signal, threadNode       uint64
@@ -11,13 +14,16 @@ type layout struct {
 		canary                                             uint64
 	}
 	signal struct{ threads, sumRuntime, sequence uint64 }
-	cred   struct{ uid, euid, suid, fsuid, gid, egid, sgid, fsgid uint64 }
 	pid    struct{ tasks uint64 }
 	mm     struct{ pgd, exe, argStart, argEnd, envStart, envEnd uint64 }
 	file   struct{ mnt, dentry uint64 }
 	dentry struct{ parent, name, nameLen, pprev uint64 }
 	mount  struct{ mnt, parent, mountpoint, root uint64 }
 	clock  struct{ offsReal, wallSec, wallNsec, seconds uint64 }
+
+	cred      idLayout
+	namespace namespaceLayout
+	cgroup    cgroupLayout
 }
 
 // noField marks a field that a kernel may lack and the views can do without.
@@ -78,8 +84,7 @@ func (r *resolver) optional(typ, path string) uint64 {
 	return off
 }
 
-// newLayout resolves everything; the error names the first thing the kernel lacks.
-func newLayout(p *kernel.Profile) (*layout, error) {
+func newLayout(p *kernel.Profile) *layout {
 	r, l := &resolver{p: p}, &layout{}
 	t := &l.task
 	t.tasks, t.pid, t.tgid = r.field("task_struct", "tasks"), r.field("task_struct", "pid"), r.field("task_struct", "tgid")
@@ -97,13 +102,7 @@ func newLayout(p *kernel.Profile) (*layout, error) {
 	l.signal.threads = r.field("signal_struct", "thread_head")
 	l.signal.sumRuntime = r.field("signal_struct", "sum_sched_runtime")
 	l.signal.sequence = r.optional("signal_struct", "stats_lock.seqcount.seqcount.sequence")
-	c := &l.cred
-	for _, f := range []struct {
-		at   *uint64
-		name string
-	}{{&c.uid, "uid"}, {&c.euid, "euid"}, {&c.suid, "suid"}, {&c.fsuid, "fsuid"}, {&c.gid, "gid"}, {&c.egid, "egid"}, {&c.sgid, "sgid"}, {&c.fsgid, "fsgid"}} {
-		*f.at = r.field("cred", f.name)
-	}
+	l.cred, l.namespace, l.cgroup = newIDLayout(r), newNamespaceLayout(r), newCgroupLayout(r)
 	l.pid.tasks = r.field("pid", "tasks")
 	l.mm.pgd, l.mm.exe = r.field("mm_struct", "pgd"), r.field("mm_struct", "exe_file")
 	l.mm.argStart, l.mm.argEnd = r.field("mm_struct", "arg_start"), r.field("mm_struct", "arg_end")
@@ -118,5 +117,9 @@ func newLayout(p *kernel.Profile) (*layout, error) {
 	l.clock.wallSec = r.optional("timekeeper", "wall_to_monotonic.tv_sec")
 	l.clock.wallNsec = r.optional("timekeeper", "wall_to_monotonic.tv_nsec")
 	l.clock.seconds = r.optional("timekeeper", "xtime_sec")
-	return l, r.err
+	l.err = r.err
+	if !p.Has("task_struct", "real_parent") || !p.Has("task_struct", "tasks") {
+		t.realParent, t.tasks = noField, noField
+	}
+	return l
 }

@@ -41,9 +41,10 @@ func steady(attempt func() error) error {
 	return err
 }
 
-// view runs one view: it makes sure of the kernel, repeats attempt while lists are torn, and keeps it all within
+// view runs one view: it makes sure of the kernel, repeats look while lists are torn, and keeps it all within
 // its limit of reads.
-func (g *Guest) view(attempt func() error) error {
+func (g *Guest) view(look func() error) error {
+	attempt := func() error { g.seen.clear(); return look() }
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.meter.left = g.limit

@@ -3,6 +3,7 @@ package introspect
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"vigia/internal/event"
 )
@@ -24,7 +25,7 @@ func (g *Guest) filePath(file uint64) (string, error) {
 	text := event.Text(path)
 	// An unlinked dentry is on no hash chain. The root of a file system is on none either.
 	if hashed, err := g.space.U64(dentry + g.layout.dentry.pprev); err == nil && hashed == 0 && len(path) > 1 {
-		text += " (deleted)"
+		text += deletedSuffix
 	}
 	return text, nil
 }
@@ -90,3 +91,9 @@ func (g *Guest) prepend(buf []byte, at int, dentry uint64) (int, error) {
 	buf[at] = '/'
 	return at, nil
 }
+
+const deletedSuffix = " (deleted)"
+
+// deleted reports whether a path as filePath returns it is of a file without a name. A file may be called so, too: it is then
+// taken for one.
+func deleted(path string) bool { return strings.HasSuffix(path, deletedSuffix) }

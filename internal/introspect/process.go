@@ -30,6 +30,15 @@ type Process struct {
 	Threads      int       `json:"threads"`
 	Kernel       bool      `json:"kernel"` // a kernel thread: it has no command line and no executable
 
+	Groups       []uint32     `json:"groups"` // supplementary
+	Capabilities Capabilities `json:"capabilities"`
+	Namespaces   Namespaces   `json:"namespaces"`
+	NamespacePID int64        `json:"namespace_pid"` // its pid in its own pid namespace
+	Cgroup       string       `json:"cgroup"`        // path of its control group
+	Container    string       `json:"container"`     // id or name, and what runs it, where the control group's path tells
+	Runtime      string       `json:"container_runtime"`
+	Unit         string       `json:"unit"` // of systemd
+
 	// Unknown names the fields that could not be read: the page was not in memory, or changed meanwhile.
 	Unknown []string `json:"unknown,omitempty"`
 
@@ -89,6 +98,9 @@ func (g *Guest) Detail(t TaskTime) (Process, error) {
 // leaders calls visit with every thread group's leader that is neither being made nor being taken apart. init_task,
 // the idle task, heads the list and is not on it.
 func (g *Guest) leaders(visit func(task uint64) error) error {
+	if g.layout.err != nil {
+		return g.layout.err
+	}
 	tasks := g.layout.task.tasks
 	return g.walk(g.initTask()+tasks, func(node uint64) error {
 		task := node - tasks
@@ -149,6 +161,8 @@ func (g *Guest) process(p *Process) error {
 		p.Unknown = append(p.Unknown, "ppid")
 	}
 	g.credentials(p, cred)
+	g.namespaces(p, cred)
+	g.cgroup(p)
 	if ns, threads, err := g.cpuTime(p.Task); err == nil {
 		p.CPUSeconds, p.Threads = float64(ns)/1e9, threads
 	} else {
@@ -158,16 +172,6 @@ func (g *Guest) process(p *Process) error {
 		g.image(p, mm)
 	}
 	return nil
-}
-
-func (g *Guest) credentials(p *Process, cred uint64) {
-	c := &g.layout.cred
-	r := &reader{s: g.space}
-	p.UID, p.EUID, p.SUID, p.FSUID = r.u32(cred+c.uid), r.u32(cred+c.euid), r.u32(cred+c.suid), r.u32(cred+c.fsuid)
-	p.GID, p.EGID, p.SGID, p.FSGID = r.u32(cred+c.gid), r.u32(cred+c.egid), r.u32(cred+c.sgid), r.u32(cred+c.fsgid)
-	if r.err != nil {
-		p.Unknown = append(p.Unknown, "uid")
-	}
 }
 
 // stateLetter is the letter that ps and /proc give a task's state.

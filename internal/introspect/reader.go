@@ -1,6 +1,12 @@
 package introspect
 
-import "vigia/internal/memory"
+import (
+	"errors"
+
+	"vigia/internal/memory"
+)
+
+var errNoField = errors.New("the kernel has no such field")
 
 // reader reads several values and keeps the first error, for where one failing is all failing.
 type reader struct {
@@ -48,4 +54,19 @@ func (r *reader) bytes(va uint64, b []byte) {
 	if r.err == nil {
 		r.err = r.s.Read(va, b)
 	}
+}
+
+// field64 and field32 read a field that a kernel may lack: noField is an error then.
+func (g *Guest) field64(at, field uint64) (uint64, error) {
+	if field == noField {
+		return 0, errNoField
+	}
+	return g.space.U64(at + field)
+}
+
+func (g *Guest) field32(at, field uint64) (uint32, error) {
+	if field == noField {
+		return 0, errNoField
+	}
+	return g.space.U32(at + field)
 }

@@ -1,13 +1,17 @@
 package introspect
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/ulikunitz/xz"
 
 	"vigia/internal/kernel"
 	"vigia/internal/memory"
@@ -165,7 +169,12 @@ func load(t testing.TB, name string) (*recorded, *kernel.Profile) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	z, err := gzip.NewReader(f)
+	var z io.Reader
+	if strings.HasSuffix(name, ".xz") { // xz -9e of what was in the .gz: two thirds of it
+		z, err = xz.NewReader(bufio.NewReader(f))
+	} else {
+		z, err = gzip.NewReader(f)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

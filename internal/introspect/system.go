@@ -3,6 +3,8 @@ package introspect
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"math/bits"
 	"time"
 
 	"vigia/internal/event"
@@ -18,12 +20,33 @@ type System struct {
 	Levels    int       `json:"paging_levels"`  // 4 or 5
 	Cmdline   string    `json:"command_line"`   // as given to it
 	Taint     uint64    `json:"taint"`          // the kernel's own mask
+	Taints    []string  `json:"taints"`         // what its bits say
 	Uptime    float64   `json:"uptime_seconds"` // as of the guest's last tick
 	Time      time.Time `json:"time,omitzero"`  // the guest's clock, as of its last tick
 	Forks     uint64    `json:"total_forks"`
 	Processes int       `json:"processes"`
 
+	// Missing says what this kernel lacks for which views.
+	Missing []string `json:"missing,omitempty"`
 	Unknown []string `json:"unknown,omitempty"`
+}
+
+// taints are what the bits of tainted_mask mean (Documentation/admin-guide/tainted-kernels.rst).
+var taints = [...]string{"proprietary-module", "forced-module", "cpu-out-of-spec", "forced-unload", "machine-check", "bad-page", "user-request",
+	"oops", "acpi-table-overridden", "warning", "staging-module", "firmware-workaround", "out-of-tree-module", "unsigned-module", "soft-lockup",
+	"live-patch", "auxiliary", "randomized-structs", "test-module"}
+
+func taintNames(mask uint64) []string {
+	names := []string{}
+	for ; mask != 0; mask &= mask - 1 {
+		n := bits.TrailingZeros64(mask)
+		if n < len(taints) {
+			names = append(names, taints[n])
+		} else {
+			names = append(names, fmt.Sprintf("bit-%d", n))
+		}
+	}
+	return names
 }
 
 // System reads the view of the kernel itself.
@@ -35,12 +58,41 @@ func (g *Guest) System() (System, error) {
 			Phys: g.boot.Phys, Slide: g.boot.Slide, Levels: g.boot.Levels,
 		}
 		g.system(&s)
+		s.Missing = g.missing()
+		if g.layout.err != nil {
+			s.Unknown = append(s.Unknown, "processes")
+			return nil
+		}
 		return g.leaders(func(uint64) error { s.Processes++; return nil })
 	})
 	if err != nil {
 		return System{}, err
 	}
 	return s, nil
+}
+
+// missing names what the kernel lacks for which view.
+func (g *Guest) missing() (out []string) {
+	add := func(view string, err error) {
+		if err != nil {
+			out = append(out, view+": "+err.Error())
+		}
+	}
+	add("processes", g.layout.err)
+	add("capabilities", g.layout.cred.errCaps)
+	add("groups", g.layout.cred.errGroups)
+	add("namespaces", g.layout.namespace.err)
+	add("control groups", g.layout.cgroup.err)
+	_, err := g.moduleLayout()
+	add("modules", err)
+	_, err = g.fileLayout()
+	add("files", err)
+	if _, err = g.mapsLayout(); g.files != nil { // else the reason is the same
+		add("maps", err)
+	}
+	_, err = g.socketLayout()
+	add("sockets", err)
+	return append(out, g.tableLayout().missing()...)
 }
 
 func (g *Guest) system(s *System) {
@@ -57,6 +109,7 @@ func (g *Guest) system(s *System) {
 	}
 	unknown("command_line", err)
 	s.Taint, err = g.global(g.link.taint)
+	s.Taints = taintNames(s.Taint)
 	unknown("taint", err)
 	s.Forks, err = g.global(g.link.forks)
 	unknown("total_forks", err)
