@@ -78,6 +78,7 @@ type Checker struct {
 
 	mu      sync.Mutex
 	boot    Boot
+	started bool                       // a program runs in it
 	known   map[string]map[string]bool // confirmed findings by check and identity
 	history map[taskKey]credHistory
 	settle  []time.Duration
@@ -90,13 +91,22 @@ func NewChecker(g *Guest, inside Inside) *Checker {
 }
 
 // Run makes one round: the cheap checks, or all. A check that a kernel does not support is no error: its view says so.
-// The error is ErrNotReady, or what made every check fail.
+// The error is ErrNotReady, ErrStarting, or what made every check fail.
 func (c *Checker) Run(full bool) (Report, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	began := time.Now()
 	if boot := c.guest.Boot(); boot != c.boot || c.known == nil {
 		c.forget(boot)
+	}
+	if !c.started {
+		starting, err := c.guest.starting()
+		if err != nil {
+			return Report{}, err
+		}
+		if c.started = !starting; starting {
+			return Report{}, ErrStarting
+		}
 	}
 	r := Report{failed: map[string]bool{}, full: full}
 	var first error
@@ -134,9 +144,26 @@ func (c *Checker) Run(full bool) (Report, error) {
 	return r, nil
 }
 
+// starting reports whether no process runs a program yet. Until then a kernel patches its own code and fills its tables, and
+// there is nobody who could tamper with it. It is asked until it is so, and not again.
+func (g *Guest) starting() (starting bool, err error) {
+	err = g.view(func() error {
+		starting = true
+		for _, task := range union([]*listing{g.tasksListed(), g.pidTable()}) {
+			mm, err := g.space.U64(task + g.layout.task.mm)
+			flags, err2 := g.space.U32(task + g.layout.task.flags)
+			if err == nil && err2 == nil && mm != 0 && flags&flagKernelThread == 0 {
+				starting = false
+			}
+		}
+		return nil
+	})
+	return starting, err
+}
+
 // forget begins anew, for another life of the guest's kernel.
 func (c *Checker) forget(boot Boot) {
-	c.boot, c.known, c.history = boot, map[string]map[string]bool{}, nil
+	c.boot, c.started, c.known, c.history = boot, false, map[string]map[string]bool{}, nil
 }
 
 // confirmed runs one check until what it finds was found in every sample, or was known before.

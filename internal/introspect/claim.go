@@ -24,16 +24,7 @@ func (c *Checker) ask() *claims {
 		return nil
 	}
 	a := &claims{pids: map[int64]bool{}, modules: map[string]bool{}, tasks: map[taskKey]bool{}, loaded: map[uint64]bool{}}
-	before, err := c.guest.CPU(nil)
-	if err != nil {
-		a.err = err
-		return a
-	}
-	for _, t := range before {
-		a.tasks[taskKey{t.Task, t.StartTime}] = true
-	}
-	if a.loaded, err = c.guest.liveModules(); err != nil {
-		a.err = err
+	if a.err = c.guest.view(func() error { return a.before(c.guest) }); a.err != nil {
 		return a
 	}
 	pids, modules, err := c.inside.Listing()
@@ -43,28 +34,33 @@ func (c *Checker) ask() *claims {
 	for _, name := range modules {
 		a.modules[name] = true
 	}
-	if a.err = err; err == nil && float64(len(a.pids)) < minClaimed*float64(len(before)) {
-		a.err = fmt.Errorf("the guest lists %d processes of %d", len(a.pids), len(before))
+	if a.err = err; err == nil && float64(len(a.pids)) < minClaimed*float64(len(a.tasks)) {
+		a.err = fmt.Errorf("the guest lists %d processes of %d", len(a.pids), len(a.tasks))
 	}
 	return a
 }
 
-// liveModules are the addresses of those that are loaded.
-func (g *Guest) liveModules() (live map[uint64]bool, err error) {
-	err = g.view(func() error {
-		m, err := g.moduleLayout()
-		if err != nil {
-			return err
+// before notes what is there, by any of the kernel's lists.
+func (a *claims) before(g *Guest) error {
+	clear(a.tasks)
+	for _, task := range union([]*listing{g.tasksListed(), g.pidTable()}) {
+		f, err := g.taskFacts(task)
+		start, err2 := g.space.U64(task + g.layout.task.startTime)
+		if err == nil && err2 == nil && f.leader == task && !f.passing && !f.exiting {
+			a.tasks[taskKey{task, start}] = true
 		}
-		live = map[uint64]bool{}
-		for at := range g.modulesListed(m).at {
-			if state, err := g.space.U32(at + m.state); err == nil && state == moduleLive {
-				live[at] = true
-			}
+	}
+	m, err := g.moduleLayout()
+	if err != nil {
+		return err
+	}
+	clear(a.loaded)
+	for _, at := range union([]*listing{g.modulesListed(m), g.moduleObjects(), g.moduleTree()}) {
+		if state, err := g.space.U32(at + m.state); err == nil && state == moduleLive {
+			a.loaded[at] = true
 		}
-		return nil
-	})
-	return live, err
+	}
+	return nil
 }
 
 // listTasks makes a view of the guest's answer: the tasks whose pids it named.

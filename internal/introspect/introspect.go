@@ -44,6 +44,8 @@ type Physical interface {
 var (
 	// ErrNotReady: the guest's kernel is not in memory (yet): it is booting, or it is another one than the profile's.
 	ErrNotReady = errors.New("guest kernel not found in memory: it may still be booting")
+	// ErrStarting: the guest's kernel runs, and has not started its first program yet.
+	ErrStarting = errors.New("the guest has not started its first program yet")
 	// ErrTorn: a list changed under every attempt to read it, or is broken.
 	ErrTorn = errors.New("list in guest memory is torn")
 	// ErrNoProcess: no process on the kernel's list has that pid.
