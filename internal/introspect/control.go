@@ -172,7 +172,23 @@ func (c *control) where(va uint64) string {
 	case ownerMade:
 		return "made code " + in.name
 	}
+	if c.inImage(va) {
+		return c.symbol(va) + ", which is data"
+	}
 	return fmt.Sprintf("%#x, which is no known code", va)
+}
+
+// thing names data of the kernel's image, or of a module.
+func (c *control) thing(va uint64) string {
+	in := c.code.within(va)
+	if in.owner == ownerNone {
+		return c.symbol(va)
+	}
+	name := c.moduleSymbol(in, va)
+	if name == "" {
+		name = fmt.Sprintf("+%#x", va-in.start)
+	}
+	return "module " + in.name + ": " + name
 }
 
 // whole says that an address is where a function of the kernel starts.

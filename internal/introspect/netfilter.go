@@ -122,7 +122,13 @@ func (c *control) devices(net uint64) error {
 
 // packets looks at whoever gets packets by their type, and at the protocols above IP.
 func (c *control) packets() error {
-	if head := c.known("ptype_all"); head != 0 {
+	head := c.known("ptype_all")
+	if hot := c.known("net_hotdata"); head == 0 && hot != 0 { // since 6.9
+		if off, err := c.profile.Offset("net_hotdata", "ptype_all"); err == nil {
+			head = hot + off
+		}
+	}
+	if head != 0 {
 		if err := c.taps(head, "all packets"); err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"strings"
 
 	"vigia/internal/event"
 	"vigia/internal/kernel"
@@ -22,12 +21,13 @@ const (
 	maxInodeSize = 4096
 )
 
-// procOwn are files of /proc that rootkits rewrite, and what they are made of.
+// procOwn are files of /proc that rootkits rewrite, by which of their tables, and what it is.
 var procOwn = map[string]string{
-	"/proc/modules": "modules_proc_ops", "/proc/kallsyms": "kallsyms_proc_ops", "/proc/kcore": "kcore_proc_ops",
-	"/proc/kmsg": "kmsg_proc_ops", "/proc/stat": "stat_proc_ops", "/proc": "proc_root_operations",
-	"/proc/net/tcp": "tcp4_seq_ops", "/proc/net/tcp6": "tcp6_seq_ops", "/proc/net/udp": "udp_seq_ops", "/proc/net/udp6": "udp6_seq_ops",
-	"/proc/net/raw": "raw_seq_ops", "/proc/net/raw6": "raw6_seq_ops", "/proc/net/packet": "packet_seq_ops", "/proc/net/unix": "unix_seq_ops",
+	"/proc/modules ops": "modules_proc_ops", "/proc/kallsyms ops": "kallsyms_proc_ops", "/proc/kcore ops": "kcore_proc_ops",
+	"/proc/kmsg ops": "kmsg_proc_ops", "/proc/stat ops": "stat_proc_ops", "/proc ops": "proc_root_operations",
+	"/proc/net/tcp seq_ops": "tcp4_seq_ops", "/proc/net/tcp6 seq_ops": "tcp6_seq_ops", "/proc/net/udp seq_ops": "udp_seq_ops",
+	"/proc/net/udp6 seq_ops": "udp6_seq_ops", "/proc/net/raw seq_ops": "raw_seq_ops", "/proc/net/raw6 seq_ops": "raw6_seq_ops",
+	"/proc/net/packet seq_ops": "packet_seq_ops", "/proc/net/unix seq_ops": "unix_seq_ops",
 }
 
 type procLayout struct {
@@ -51,7 +51,7 @@ func (c *control) procFiles() error {
 		return errNotBuilt
 	}
 	n := 0
-	if err := c.procFile(&l, root, "/proc", &n); err != nil {
+	if err := c.procFile(&l, root, "/proc", true, &n); err != nil {
 		return err
 	}
 	namespaces := c.known("net_namespace_list")
@@ -67,12 +67,12 @@ func (c *control) procFiles() error {
 		if err != nil || entry == 0 {
 			return nil // it is being made
 		}
-		return c.procFile(&l, entry, "/proc/net", &n)
+		return c.procFile(&l, entry, "/proc/net", true, &n) // whose mode nobody sets
 	})
 }
 
 // procFile looks at one struct proc_dir_entry and those below it.
-func (c *control) procFile(l *procLayout, entry uint64, path string, n *int) error {
+func (c *control) procFile(l *procLayout, entry uint64, path string, directory bool, n *int) error {
 	if *n++; *n > maxProcFiles || len(path) > maxPath {
 		return ErrEndless
 	}
@@ -82,19 +82,19 @@ func (c *control) procFile(l *procLayout, entry uint64, path string, n *int) err
 	}
 	at := func(off uint64) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
 	ops, seq, write, iops, dops := at(l.ops), at(l.seq), at(l.write), at(l.iops), at(l.dops)
-	directory := binary.LittleEndian.Uint16(b[l.mode:])>>12 == 4
+	directory = directory || binary.LittleEndian.Uint16(b[l.mode:])>>12 == 4
 	size := l.fileSize
 	if directory {
 		size = l.dirSize
 	}
-	c.procTable(path, entry+l.ops, ops, size)
+	c.procTable(path, entry+l.ops, ops, size, "ops")
 	c.operations(path, entry+l.iops, iops, l.iSize)
 	c.operations(path, entry+l.dops, dops, l.dS)
 	c.hooked("operations.changed", path, "a write to "+path, entry+l.write, write)
 	if c.code.at(seq).owner != ownerNone { // a file of one text is shown by a function alone
 		c.hooked("operations.changed", path, "reading "+path, entry+l.seq, seq)
 	} else {
-		c.procTable(path, entry+l.seq, seq, l.seqSize)
+		c.procTable(path, entry+l.seq, seq, l.seqSize, "seq_ops")
 	}
 	if !directory {
 		return nil
@@ -109,23 +109,21 @@ func (c *control) procFile(l *procLayout, entry uint64, path string, n *int) err
 		if err != nil && len(name) == 0 {
 			return ErrTorn
 		}
-		return c.procFile(l, child, path+"/"+event.Text(name), n)
+		return c.procFile(l, child, path+"/"+event.Text(name), false, n)
 	})
 }
 
 // procTable is operations for a file that may be known to have one of its own.
-func (c *control) procTable(path string, pointer, table, size uint64) {
+func (c *control) procTable(path string, pointer, table, size uint64, which string) {
 	c.operations(path, pointer, table, size)
-	own, ok := procOwn[path]
-	if !ok || !c.inImage(table) {
+	own, want := procOwn[path+" "+which], uint64(0)
+	if own != "" {
+		want = c.known(own)
+	}
+	if want == 0 || table == want || !c.inImage(table) {
 		return
 	}
-	want := c.known(own)
-	seq := strings.HasSuffix(own, "_seq_ops")
 	is := c.symbol(table)
-	if want == 0 || table == want || seq != strings.HasSuffix(is, "seq_ops") {
-		return // of the file's two tables it is the other one
-	}
 	e := pointerAt(pointer, table, "pointer to "+is)
 	e.Expected = binary.LittleEndian.AppendUint64(nil, want)
 	c.found(Finding{Kind: "operations.changed", Subject: path, Severity: Critical, Detail: path + " is served by " + is + ", not " + own,

@@ -37,8 +37,8 @@ func (c *control) operations(subject string, pointer, table, size uint64) {
 		target := binary.LittleEndian.Uint64(b[i:])
 		if c.isCode(target) && c.judge(target) != Info {
 			at := table + uint64(i)
-			c.found(Finding{Kind: "operations.changed", Subject: c.symbol(table), Severity: c.judge(target),
-				Detail:   fmt.Sprintf("a function of %s, the table of %s, is %s", c.symbol(table), subject, c.where(target)),
+			c.found(Finding{Kind: "operations.changed", Subject: c.thing(table), Severity: c.judge(target),
+				Detail:   fmt.Sprintf("a function of %s, the table of %s, is %s", c.thing(table), subject, c.where(target)),
 				Evidence: []Evidence{pointerAt(at, target, "in the table")}})
 		}
 	}

@@ -27,6 +27,9 @@ func (c *control) static() error {
 		err := c.eachCPU(func(cpu int, offset uint64) error {
 			c.pointers(offset, offset+size, func(at uint64) string {
 				s, off, _ := c.profile.SymbolAt(at - offset)
+				if strings.Contains(s.Name, "stack") {
+					return stale
+				}
 				return fmt.Sprintf("%s+%#x of CPU %d", s.Name, off, cpu)
 			})
 			return nil
@@ -38,7 +41,10 @@ func (c *control) static() error {
 	for _, m := range c.code.data {
 		if m.owner == ownerModule {
 			c.pointers(m.start, m.end, func(at uint64) string {
-				return fmt.Sprintf("module %s: %s", m.name, c.moduleSymbol(m, at))
+				if c.fromInit(at) {
+					return stale
+				}
+				return c.thing(at)
 			})
 		}
 	}
@@ -78,13 +84,36 @@ func (c *control) pointers(from, to uint64, name func(at uint64) string) {
 	}
 }
 
+// stale in place of a name says that what lies there may be left from before.
+const stale = ""
+
+// fromInit says that a word of a module's data may be a pointer into the code for its start, whose memory was freed and is
+// another module's now. Such code begins its memory, and so does the first function of the other.
+func (c *control) fromInit(at uint64) bool {
+	v, err := c.space.U64(at)
+	if err != nil {
+		return true
+	}
+	start := v &^ 4095
+	if in := c.code.at(v); in.owner != ownerNone {
+		start = in.start
+	}
+	return v-start < 64
+}
+
+// filler says that memory for code holds none: it is filled with int3 or zeros until there is some.
+func (c *control) filler(va uint64) bool {
+	b, err := c.space.U8(va)
+	return err != nil || b == 0xcc || b == 0
+}
+
 // pointer looks at a pointer into where modules and made code are.
 func (c *control) pointer(at, v uint64, name func(at uint64) string) {
 	c.looked++
 	in := c.code.at(v)
 	switch in.owner {
 	case ownerNone:
-		if c.code.within(v).owner != ownerNone || !c.isCode(v) {
+		if c.code.within(v).owner != ownerNone || !c.isCode(v) || c.filler(v) {
 			return // data, or nothing
 		}
 	case ownerAlien:
@@ -92,7 +121,7 @@ func (c *control) pointer(at, v uint64, name func(at uint64) string) {
 		return
 	}
 	subject := name(at)
-	if whole, _, _ := strings.Cut(subject, "+"); slices.Contains(bounds, whole) {
+	if whole, _, _ := strings.Cut(subject, "+"); subject == stale || slices.Contains(bounds, whole) {
 		return
 	}
 	f := Finding{Kind: "pointer.hook", Subject: subject, Severity: Critical, Evidence: []Evidence{pointerAt(at, v, "")},
