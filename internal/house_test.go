@@ -57,11 +57,13 @@ var house = map[string]int{
 	"introspect": joined,
 	"probe":      joined, // events at the instant; its eyes are lent by the guard
 	"image":      joined,
+	"checkpoint": joined,
 	"inventory":  joined, // what a disk holds, and what a rollback reopens
 
 	"guard":   workers,
 	"gate":    workers,
 	"convert": workers,
+	"keeper":  workers,
 	"api":     contract,
 
 	"daemon": daemon,
@@ -91,9 +93,10 @@ var onlyFrom = map[string]struct {
 // never lists imports that levels would allow and that confinement does not: who has them in its program could be made
 // to read what it must not.
 var never = map[string][]string{
-	"daemon": {"guard", "gate", "introspect", "probe", "memory", "kernel", "network", "volume/ext4", "inventory/scan", "machine/qmp"}, // parses nothing that a guest wrote
-	"gate":   {"volume", "memory", "kernel", "introspect", "probe", "image", "store", "ledger", "policy"},                             // knows frames and flows
-	"guard":  {"network", "image", "store", "ledger", "policy"},                                                                       // knows no network, decides nothing
+	"daemon": {"guard", "gate", "introspect", "probe", "memory", "kernel", "network", "volume/ext4", "inventory/scan", "machine/qmp", "checkpoint/page", "checkpoint/protect"}, // parses nothing that a guest wrote
+	"gate":   {"volume", "memory", "kernel", "introspect", "probe", "image", "store", "ledger", "policy"},                                                                      // knows frames and flows
+	"keeper": {"volume", "network", "introspect", "kernel", "machine", "image", "store", "ledger", "policy"},                                                                   // knows pages
+	"guard":  {"network", "image", "store", "ledger", "policy"},                                                                                                                // knows no network, decides nothing
 }
 
 // pure packages decide and compute: they get their events, their time and their files from others.

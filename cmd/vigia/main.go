@@ -6,6 +6,8 @@
 //	guard      stands between one guest and everything else
 //	gate       is one guest's network
 //	convert    reads one hostile file
+//	keeper     takes a machine's memory at a checkpoint, and puts it back
+//	plant      lets QEMU make the descriptor by which its memory is protected
 //	jail-exec  builds QEMU's jail and becomes QEMU
 package main
 
@@ -21,6 +23,7 @@ import (
 	"vigia/internal/gate"
 	"vigia/internal/guard"
 	"vigia/internal/jail"
+	"vigia/internal/keeper"
 )
 
 // version is set by the build.
@@ -28,10 +31,12 @@ var version = "dev"
 
 // workers are the commands that the daemon starts.
 var workers = map[string]func(args []string) error{
-	"guard":           func([]string) error { return guard.Main(version) },
-	"gate":            func([]string) error { return gate.Main(version) },
-	convert.Command:   convert.Main,
-	jail.StageCommand: func([]string) error { return jail.Stage() },
+	"guard":             func([]string) error { return guard.Main(version) },
+	"gate":              func([]string) error { return gate.Main(version) },
+	convert.Command:     convert.Main,
+	keeper.Command:      keeper.Main,
+	keeper.PlantCommand: keeper.Plant,
+	jail.StageCommand:   func([]string) error { return jail.Stage() },
 }
 
 func main() {

@@ -31,7 +31,7 @@ type disk struct {
 	emit  func(event.Kind, event.Fields)
 	flood *event.Flood // for what a guest can repeat as it likes
 	// overlay is for asking how large it has grown; the volume owns it.
-	overlay *os.File
+	overlay atomic.Pointer[os.File]
 
 	trackers atomic.Pointer[[]*tracker]
 	place    sync.Mutex // one change of the set of trackers at a time
@@ -48,7 +48,8 @@ type tracker struct {
 // openDisk opens the volume and begins to serve it. Files are named from the first request on: the index is built
 // before QEMU can ask for anything.
 func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, event.Fields), flood *event.Flood) (*disk, error) {
-	d := &disk{emit: emit, flood: flood, overlay: files[link.FileOverlay]}
+	d := &disk{emit: emit, flood: flood}
+	d.overlay.Store(files[link.FileOverlay])
 	var layers []*os.File
 	for i := 0; files[link.FileLayer+strconv.Itoa(i)] != nil; i++ {
 		layers = append(layers, files[link.FileLayer+strconv.Itoa(i)])
@@ -226,7 +227,7 @@ func (d *disk) unstall() {
 
 func (d *disk) status(s *link.GuardStatus) {
 	st := d.vol.Stats()
-	if info, err := d.overlay.Stat(); err == nil {
+	if info, err := d.overlay.Load().Stat(); err == nil {
 		if sys, ok := info.Sys().(*syscall.Stat_t); ok {
 			s.DiskUsed = uint64(sys.Blocks) * 512
 		}

@@ -134,6 +134,11 @@ func init() {
 		link.CallExec:        (*Guard).exec,
 		link.CallCopyIn:      (*Guard).copyIn,
 		link.CallCopyOut:     (*Guard).copyOut,
+		link.CallHand:        (*Guard).hand,
+		link.CallTakeBack:    (*Guard).takeBack,
+		link.CallCheckpoint:  (*Guard).checkpoint,
+		link.CallIncoming:    (*Guard).incoming,
+		link.CallMemory:      (*Guard).memory,
 	}
 }
 

@@ -20,7 +20,7 @@ const attachRetry = 2 * time.Second
 
 // views are what is seen in the guest's memory, or why nothing is.
 type views struct {
-	mem     *memory.RAM
+	mem     physical // set before anything is asked, or by look
 	profile *kernel.Profile
 	why     error // memory or profile can't be used at all
 
@@ -35,16 +35,32 @@ type views struct {
 
 func newViews(cfg link.GuardConfig, ram, profile *os.File) *views {
 	v := &views{attached: introspect.ErrNotReady}
-	if ram == nil || profile == nil {
+	if ram == nil && !cfg.PrivateRAM || profile == nil {
 		v.why = errors.New("this machine's image has no kernel profile: import it with its kernel")
 		return v
 	}
 	var err error
-	if v.mem, err = memory.Map(ram, memory.Q35Layout(cfg.Memory)); err == nil {
-		v.profile, err = kernel.Open(profile)
+	if v.profile, err = kernel.Open(profile); err == nil && cfg.PrivateRAM {
+		return v
+	}
+	if err == nil {
+		v.mem, err = memory.Map(ram, memory.Q35Layout(cfg.Memory))
 	}
 	v.why = err
 	return v
+}
+
+// physical is what an introspector reads.
+type physical interface {
+	memory.Physical
+	memory.Sized
+}
+
+// look is told of the memory of a QEMU that has it for itself.
+func (v *views) look(mem physical) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mem, v.guest, v.attached, v.tried = mem, nil, introspect.ErrNotReady, time.Time{}
 }
 
 // attach finds the guest's kernel, if it is due to look again.
@@ -54,7 +70,7 @@ func (v *views) attach(now time.Time) (*introspect.Guest, error) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if now.Before(v.quiet) {
+	if now.Before(v.quiet) || v.mem == nil {
 		return nil, introspect.ErrNotReady
 	}
 	if v.guest != nil || now.Sub(v.tried) < attachRetry {

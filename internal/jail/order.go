@@ -106,8 +106,15 @@ func (o order) carryOut(p Profile, t threads) ([]Measure, error) {
 		return nil, err
 	}
 	measures = append(measures, identity...)
-	detail, err := t.landlock(o.Binds, p.Network)
+	detail, err := "", error(nil)
+	if !p.Tracer {
+		detail, err = t.landlock(o.Binds, p.Network)
+	}
 	switch {
+	case p.Tracer && o.Walled:
+		measures = append(measures, out("landlock", errors.New("it forbids tracing, which this process is for; its root is empty")))
+	case p.Tracer:
+		return nil, errors.New("namespaces can't confine it, and landlock would forbid its work")
 	case err == nil:
 		measures = append(measures, in("landlock", detail))
 	case o.Walled:

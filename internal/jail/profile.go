@@ -8,6 +8,7 @@ type Profile struct {
 	Namespaces  []Namespace
 	Rlimits     []Rlimit
 	Network     Network
+	Tracer      bool   // it traces one process: landlock, which forbids that, is left out
 	Syscalls    []Rule // checked in order
 	Otherwise   Action // what a system call without a rule meets
 	OOM         int    // oom_score_adj: how much rather than the daemon it is killed when memory runs out
@@ -127,8 +128,42 @@ var Convert = Profile{
 	},
 }
 
+// Keeper is the profile of the process that takes a machine's memory at a checkpoint, and puts it back.
+var Keeper = Profile{
+	Name:       "keeper",
+	Namespaces: []Namespace{nsMount, nsPID, nsNet, nsIPC, nsUTS, nsCgroup},
+	Rlimits:    workerRlimits,
+	Syscalls:   join(goRuntime, fileIO, socketIO, protection),
+	Otherwise:  Refuse,
+	OOM:        200,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, and its log"},
+		{"guest memory", "the RAM file or /proc/PID/mem, for reading; to put a checkpoint back, the new RAM file for writing"},
+		{"protection", "a userfaultfd of QEMU: it may hold up QEMU's writes to guest memory, and neither read nor write by it"},
+		{"checkpoint files", "the one that is made, for writing; those it continues, for reading"},
+		{"sockets", "to the daemon, and to the guard of its machine"},
+		{"event descriptors", "of the Go runtime's poller"},
+	},
+}
+
+// Planter is the profile of the process that lets QEMU make the descriptor of its memory's protection. It lives for some
+// milliseconds as QEMU's own user, reads nothing of the guest, and is the only one that may trace; it needs no capability.
+var Planter = Profile{
+	Name:       "planter",
+	Namespaces: []Namespace{nsMount, nsNet, nsIPC, nsUTS, nsCgroup},
+	Rlimits:    workerRlimits,
+	Tracer:     true,
+	Syscalls:   join(tracing, goRuntime, socketIO),
+	Otherwise:  Refuse,
+	OOM:        500,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, and the guard's log"},
+		{"socket", "to the daemon, for the one descriptor it is there for"},
+	},
+}
+
 // Profiles are all profiles, by name.
-var Profiles = map[string]Profile{"qemu": Emulator, "guard": Guard, "gate": Gate, "convert": Convert}
+var Profiles = map[string]Profile{"qemu": Emulator, "guard": Guard, "gate": Gate, "convert": Convert, "keeper": Keeper, "planter": Planter}
 
 var workerRlimits = []Rlimit{
 	{"core", unix.RLIMIT_CORE, 0, "a core file is the guest's memory on the host's disk"},

@@ -145,6 +145,19 @@ var outbound = []Rule{
 	allow(unix.SYS_CONNECT, "connect", "the guest's flows out, after the machine's rules allowed them"),
 }
 
+// protection is what the keeper adds: the requests of userfaultfd(2) that watch and let go, on a descriptor it is given.
+var protection = []Rule{
+	allow(unix.SYS_IOCTL, "ioctl", "UFFDIO_API, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT", Arg{Index: 1, OneOf: []uint32{0xc018aa3f, 0xc020aa00, 0xc018aa06}}),
+}
+
+// tracing is what the planter may do to a process of its own user. It stands before goRuntime, where the same calls are fatal.
+var tracing = []Rule{
+	allow(unix.SYS_PTRACE, "ptrace", "QEMU's main thread makes two system calls"),
+	allow(unix.SYS_WAIT4, "wait4", "until that thread stands still"),
+	allow(unix.SYS_PIDFD_OPEN, "pidfd_open", "of that process"),
+	allow(unix.SYS_PIDFD_GETFD, "pidfd_getfd", "the descriptor it has made"),
+}
+
 // emulatorDenied is what QEMU must not do, above what its own sandbox takes away.
 var emulatorDenied = []Rule{
 	denyUnless(unix.SYS_SOCKET, "socket", "unix sockets only: its disk's and its network's ends", Arg{Index: 0, OneOf: []uint32{unix.AF_UNIX}}),
@@ -206,7 +219,7 @@ var emulatorDenied = []Rule{
 	deny(unix.SYS_ACCT, "acct", "the host's accounts"),
 	deny(unix.SYS_SWAPON, "swapon", "the host's swap"),
 	deny(unix.SYS_QUOTACTL, "quotactl", "the host's quotas"),
-	deny(unix.SYS_USERFAULTFD, "userfaultfd", "a favourite of kernel exploits; background-snapshot is not used"),
+	deny(unix.SYS_USERFAULTFD, "userfaultfd", "a favourite of kernel exploits; the one of its memory's protection is made from outside, by a device it gets for a moment"),
 	deny(unix.SYS_FANOTIFY_INIT, "fanotify_init", "what others open"),
 	deny(unix.SYS_SETUID, "setuid", "its user stays"),
 	deny(unix.SYS_SETGID, "setgid", "its group stays"),

@@ -101,7 +101,9 @@ type GuardConfig struct {
 	Watch   []string      `json:"watch"`
 	Running bool          `json:"running"` // QEMU runs already: this guard replaces one that died
 	Check   CheckSchedule `json:"check"`
-	Files   []string      `json:"files"`
+	// PrivateRAM: QEMU has its memory for itself; CallMemory says where, once it runs.
+	PrivateRAM bool     `json:"private_ram"`
+	Files      []string `json:"files"`
 }
 
 // Watch replaces the watched paths.

@@ -48,6 +48,21 @@ type Config struct {
 	FDs         Descriptors
 	// Reconnect is how long a disk request waits for a new guard, in seconds, before the guest sees an error.
 	Reconnect int
+	// Incoming: the machine is not to boot, its devices' state will be loaded into it (Monitor.LoadDevices).
+	Incoming bool
+	// PrivateRAM maps the RAM file copy-on-write: many machines may share it.
+	PrivateRAM bool
+	// Origin is the machine whose hardware this one has: a clone keeps the address of its card and the number of its disk,
+	// which its guest knows. Empty: it is its own.
+	Origin vm.ID
+}
+
+// origin is whose hardware it is.
+func (c Config) origin() vm.ID {
+	if c.Origin != "" {
+		return c.Origin
+	}
+	return c.Spec.ID
 }
 
 // tcgBuffer bounds the translation cache of TCG, in MiB: QEMU's default of 1 GiB is more than most guests' RAM.
@@ -61,12 +76,15 @@ func Args(c Config) []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-machine", "q35,memory-backend=ram,vmport=off,usb=off,graphics=off,dump-guest-core=off",
 		"-smp", strconv.Itoa(c.Spec.CPUs), "-m", "size=" + mem + "b",
-		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + comma(c.Paths.RAM) + ",share=on",
+		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + comma(c.Paths.RAM) + ",share=" + onOff(!c.PrivateRAM),
 		"-rtc", "base=utc",
 		"-action", "panic=shutdown,reboot=reset,shutdown=poweroff",
 		"-kernel", c.Paths.Kernel, "-append", c.Cmdline,
 	}
 	args = append(args, jail.SandboxArgs...)
+	if c.Incoming {
+		args = append(args, "-incoming", "defer", "-global", "migration.send-configuration=off")
+	}
 	if c.Paths.Initrd != "" {
 		args = append(args, "-initrd", c.Paths.Initrd)
 	}
@@ -83,7 +101,7 @@ func Args(c Config) []string {
 	if c.Spec.Net.Mode == vm.NetNAT {
 		args = append(args,
 			"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net),
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s", MTU, MAC(c.Spec.ID)))
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s", MTU, MAC(c.origin())))
 	}
 	args = append(args, "-device", "pvpanic-pci",
 		"-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0")
@@ -98,15 +116,21 @@ func Args(c Config) []string {
 // listener is a character device on a listening socket that QEMU inherits. With wait QEMU does not go on before the
 // connection, which already waits in the socket's queue, is accepted: the console is kept from its first byte.
 func listener(id string, fd int, wait bool) []string {
-	onoff := map[bool]string{true: "on", false: "off"}
-	return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=%s", id, fd, onoff[wait])}
+	return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=%s", id, fd, onOff(wait))}
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
 }
 
 func disk(c Config) []string {
 	return []string{
 		"-blockdev", fmt.Sprintf("driver=nbd,node-name=disk0,server.type=unix,server.path=%s,export=%s,reconnect-delay=%d,discard=unmap",
 			comma(c.Paths.NBD), NBDExport, c.Reconnect),
-		"-device", "virtio-blk-pci,drive=disk0,id=disk,serial=" + string(c.Spec.ID),
+		"-device", "virtio-blk-pci,drive=disk0,id=disk,serial=" + string(c.origin()),
 	}
 }
 

@@ -1,0 +1,197 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"vigia/internal/link"
+	"vigia/internal/machine"
+	"vigia/internal/memory"
+)
+
+// instantTime bounds how long a guest stands still for a checkpoint, whatever hangs; it goes on after it.
+const instantTime = 20 * time.Second
+
+// errSwapped marks what failed after the disk had got its new overlay.
+var errSwapped = errors.New("the disk's overlay is frozen")
+
+// hand gives QEMU a descriptor.
+func (g *Guard) hand(ctx context.Context, r link.Request) (link.Response, error) {
+	defer closeFiles(r.Files)
+	m, err := g.qemu(ctx)
+	if err != nil {
+		return link.Response{}, err
+	}
+	if len(r.Files) != 1 {
+		return link.Response{}, errors.New("hand: one descriptor is wanted")
+	}
+	fd, err := m.Hand(ctx, r.Files[0])
+	return link.Response{Body: link.Handed{FD: fd.Number, Set: fd.Set}}, err
+}
+
+func (g *Guard) takeBack(ctx context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	var h link.Handed
+	if err := r.Decode(&h); err != nil {
+		return link.Response{}, err
+	}
+	m, err := g.qemu(ctx)
+	if err != nil {
+		return link.Response{}, err
+	}
+	return link.Response{}, m.TakeBack(ctx, machine.FD{Number: h.FD, Set: h.Set})
+}
+
+// incoming loads the devices' state into a QEMU that waits for it.
+func (g *Guard) incoming(ctx context.Context, r link.Request) (link.Response, error) {
+	defer closeFiles(r.Files)
+	m, err := g.qemu(ctx)
+	if err != nil {
+		return link.Response{}, err
+	}
+	if len(r.Files) != 1 {
+		return link.Response{}, errors.New("incoming: no state was given")
+	}
+	return link.Response{}, m.LoadDevices(ctx, r.Files[0])
+}
+
+// memory lets views look at the memory of a QEMU that has it for itself.
+func (g *Guard) memory(_ context.Context, r link.Request) (link.Response, error) {
+	var q link.Memory
+	if err := r.Decode(&q); err != nil || len(r.Files) != 1 {
+		closeFiles(r.Files)
+		return link.Response{}, errors.Join(err, errors.New("memory: one descriptor is wanted"))
+	}
+	mem, err := memory.NewProcess(r.Files[0], q.Base, memory.Q35Layout(g.cfg.Memory))
+	if err != nil {
+		closeFiles(r.Files)
+		return link.Response{}, err
+	}
+	g.views.look(mem)
+	return link.Response{}, nil
+}
+
+// checkpoint holds the guest for an instant, in which the devices' state is written, the disk's overlay frozen and memory
+// taken by the keeper. The guest goes on whatever fails.
+func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, error) {
+	var c link.Checkpoint
+	if err := r.Decode(&c); err != nil {
+		closeFiles(r.Files)
+		return link.Response{}, err
+	}
+	files, err := link.Files(c.Files, r.Files)
+	if err != nil {
+		return link.Response{}, err
+	}
+	devices, overlay := files[link.FileDevices], files[link.FileOverlay]
+	if devices == nil || overlay == nil || files[link.FileKeeper] == nil {
+		closeFiles(r.Files)
+		return link.Response{}, errors.New("checkpoint: something was not given")
+	}
+	defer devices.Close()
+	keeper, err := dialKeeper(files[link.FileKeeper])
+	if err != nil {
+		overlay.Close()
+		return link.Response{}, err
+	}
+	defer keeper.Close()
+	m, err := g.qemu(ctx)
+	if err != nil {
+		overlay.Close()
+		return link.Response{}, err
+	}
+	// From here on the daemon's leaving changes nothing: half of this must not remain.
+	ctx, cancel := context.WithTimeout(g.ctx, 3*instantTime)
+	defer cancel()
+	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay}
+	pause, err := i.take(ctx, c.Stay)
+	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.swapped}
+	if err != nil {
+		done.Failed = err.Error()
+	}
+	return link.Response{Body: done}, nil
+}
+
+func dialKeeper(f *os.File) (*link.Conn, error) {
+	c, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("the keeper's socket is none")
+	}
+	return link.New(u, nil), nil
+}
+
+// instant is one checkpoint's.
+type instant struct {
+	g       *Guard
+	m       *machine.Monitor
+	keeper  *link.Conn
+	devices *os.File
+	overlay *os.File
+	swapped bool
+}
+
+func (i *instant) take(ctx context.Context, stay bool) (time.Duration, error) {
+	defer func() {
+		if !i.swapped {
+			i.overlay.Close()
+		}
+	}()
+	if err := i.g.disk.vol.Flush(); err != nil { // what it writes now it needs not write in the pause
+		return 0, fmt.Errorf("flush the disk: %w", err)
+	}
+	fd, err := i.m.Hand(ctx, i.devices)
+	if err != nil {
+		return 0, err
+	}
+	defer i.m.TakeBack(ctx, fd)
+	began := time.Now()
+	if !stay {
+		if err := i.m.Pause(ctx); err != nil {
+			return 0, err
+		}
+	}
+	still, cancel := context.WithTimeout(ctx, instantTime)
+	err = i.still(still, fd)
+	cancel()
+	if !stay {
+		if cerr := i.m.Continue(ctx); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("let the guest go on: %w", cerr))
+		}
+	}
+	return time.Since(began), err
+}
+
+// still is done while the guest stands still. The disk comes last: what fails before it leaves all as it was.
+func (i *instant) still(ctx context.Context, fd machine.FD) error {
+	if err := i.m.SaveDevices(ctx, fd); err != nil {
+		return err
+	}
+	if _, err := i.keeper.Call(ctx, link.CallArm, nil, nil); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	return i.swap()
+}
+
+// swap freezes the overlay and puts the new one over it.
+func (i *instant) swap() error {
+	d := i.g.disk
+	if _, err := d.vol.Freeze(); err != nil {
+		return fmt.Errorf("freeze the disk: %w", err)
+	}
+	i.swapped = true
+	if err := d.vol.Push(i.overlay); err != nil {
+		return fmt.Errorf("%w: and can't go on: %w", errSwapped, err)
+	}
+	d.overlay.Store(i.overlay)
+	return nil
+}

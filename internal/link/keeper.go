@@ -1,0 +1,95 @@
+package link
+
+// The calls of a keeper: the worker that takes and puts back a machine's memory. It has no outbox, speaks on the one socket
+// it is given, and ends with its daemon.
+const (
+	CallKeep    = "keep"    // Keep, with the machine's memory: whose keeper this is
+	CallChain   = "chain"   // Chain, with checkpoints' memory files: what was saved last, or is to be put back
+	CallBegin   = "begin"   // Begin, with the files named there
+	CallFinish  = "finish"  // → Saved, once all is on the disk
+	CallAbort   = "abort"   // the checkpoint that was begun is not wanted
+	CallRestore = "restore" // Restore, with the files named there: the chain's memory and the devices' state, unpacked
+
+	CallArm = "arm" // from the guard, while the guest stands still: memory is taken as it is now
+
+	// Of a guard.
+	CallHand       = "hand"       // with a descriptor, which QEMU gets → Handed
+	CallTakeBack   = "take-back"  // Handed: QEMU closes it
+	CallCheckpoint = "checkpoint" // Checkpoint, with the files named there → Checkpointed
+	CallIncoming   = "incoming"   // with a file of devices' state: QEMU, which waits for it, loads it
+	CallMemory     = "memory"     // Memory, with /proc/PID/mem of a QEMU whose memory is private
+)
+
+// Names of the descriptors that go with the calls.
+const (
+	FileProtector  = "protector"   // a userfaultfd of QEMU; without it memory is copied while the guest stands still
+	FileOut        = "out"         // the checkpoint's memory, to be written
+	FileDevices    = "devices"     // the devices' state as QEMU writes or reads it
+	FileDevicesOut = "devices-out" // the same, packed
+	FileKeeper     = "keeper"      // a socket between guard and keeper
+)
+
+// Keep says whose memory a keeper keeps. Base is where QEMU has mapped it; Private, that FileRAM is its /proc/PID/mem.
+type Keep struct {
+	Memory  uint64   `json:"memory_bytes"`
+	Base    uint64   `json:"base"`
+	Private bool     `json:"private"`
+	Files   []string `json:"files"`
+}
+
+// Chain is a part of a chain, oldest first; the last one says so. Sums are those of the checkpoints' records.
+type Chain struct {
+	First bool     `json:"first"`
+	Last  bool     `json:"last"`
+	Adopt bool     `json:"adopt"` // the machine's last checkpoint is the chain's end
+	Sums  []string `json:"sums"`
+}
+
+// Begin names a checkpoint and the one it continues, empty for none.
+type Begin struct {
+	ID     string   `json:"id"`
+	Parent string   `json:"parent"`
+	Files  []string `json:"files"`
+}
+
+// Saved is what a keeper has written.
+type Saved struct {
+	Pages       int64   `json:"pages"` // in the file
+	Same        int64   `json:"same"`  // read, and found as they were
+	Bytes       int64   `json:"bytes"`
+	Sum         string  `json:"sum"`
+	DevicesSum  string  `json:"devices_sum"`
+	DevicesSize int64   `json:"devices_size"`
+	Seconds     float64 `json:"seconds"` // from the instant until all was on the disk
+}
+
+// Restore says what the files must be.
+type Restore struct {
+	DevicesSum string   `json:"devices_sum"`
+	Files      []string `json:"files"`
+}
+
+// Handed names a descriptor in QEMU.
+type Handed struct {
+	FD  int `json:"fd"`
+	Set int `json:"set"`
+}
+
+// Checkpoint asks for the instant. Files: FileDevices, FileKeeper and, for the disk, FileOverlay, which takes the writes
+// from then on.
+type Checkpoint struct {
+	Stay  bool     `json:"stay"` // the guest is paused and stays so
+	Files []string `json:"files"`
+}
+
+// Checkpointed says how it went. Swapped is told with an error too: the disk's overlay is frozen, whatever failed then.
+type Checkpointed struct {
+	PauseSeconds float64 `json:"pause_seconds"` // QEMU stood still for so long
+	Swapped      bool    `json:"swapped"`
+	Failed       string  `json:"failed"` // why there is no checkpoint; empty: there is
+}
+
+// Memory says where QEMU has mapped its guest's memory.
+type Memory struct {
+	Base uint64 `json:"base"`
+}
