@@ -11,13 +11,11 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/machine"
 	"vigia/internal/memory"
+	"vigia/internal/volume"
 )
 
 // instantTime bounds how long a guest stands still for a checkpoint, whatever hangs; it goes on after it.
 const instantTime = 20 * time.Second
-
-// errSwapped marks what failed after the disk had got its new overlay.
-var errSwapped = errors.New("the disk's overlay is frozen")
 
 // hand gives QEMU a descriptor.
 func (g *Guard) hand(ctx context.Context, r link.Request) (link.Response, error) {
@@ -71,7 +69,7 @@ func (g *Guard) memory(_ context.Context, r link.Request) (link.Response, error)
 		closeFiles(r.Files)
 		return link.Response{}, err
 	}
-	g.views.look(mem)
+	g.views.use(mem)
 	return link.Response{}, nil
 }
 
@@ -109,7 +107,10 @@ func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, 
 	defer cancel()
 	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay}
 	pause, err := i.take(ctx, c.Stay)
-	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.swapped}
+	if i.frozen == nil {
+		overlay.Close()
+	}
+	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.frozen != nil}
 	if err != nil {
 		done.Failed = err.Error()
 	}
@@ -137,17 +138,17 @@ type instant struct {
 	keeper  *link.Conn
 	devices *os.File
 	overlay *os.File
-	swapped bool
+	next    *volume.Next
+	frozen  <-chan error // once the overlays are swapped: what was on top is frozen on the disk
 }
 
-func (i *instant) take(ctx context.Context, stay bool) (time.Duration, error) {
-	defer func() {
-		if !i.swapped {
-			i.overlay.Close()
-		}
-	}()
-	if err := i.g.disk.vol.Flush(); err != nil { // what it writes now it needs not write in the pause
+func (i *instant) take(ctx context.Context, stay bool) (pause time.Duration, err error) {
+	disk := i.g.disk
+	if err := disk.vol.Flush(); err != nil { // what it writes now need not be written beside the guest's first steps
 		return 0, fmt.Errorf("flush the disk: %w", err)
+	}
+	if i.next, err = disk.vol.Prepare(i.overlay); err != nil {
+		return 0, err
 	}
 	fd, err := i.m.Hand(ctx, i.devices)
 	if err != nil {
@@ -168,7 +169,12 @@ func (i *instant) take(ctx context.Context, stay bool) (time.Duration, error) {
 			err = errors.Join(err, fmt.Errorf("let the guest go on: %w", cerr))
 		}
 	}
-	return time.Since(began), err
+	pause = time.Since(began)
+	if i.frozen != nil {
+		disk.overlay.Store(i.overlay)
+		err = errors.Join(err, <-i.frozen)
+	}
+	return pause, err
 }
 
 // still is done while the guest stands still. The disk comes last: what fails before it leaves all as it was.
@@ -179,19 +185,7 @@ func (i *instant) still(ctx context.Context, fd machine.FD) error {
 	if _, err := i.keeper.Call(ctx, link.CallArm, nil, nil); err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
-	return i.swap()
-}
-
-// swap freezes the overlay and puts the new one over it.
-func (i *instant) swap() error {
-	d := i.g.disk
-	if _, err := d.vol.Freeze(); err != nil {
-		return fmt.Errorf("freeze the disk: %w", err)
-	}
-	i.swapped = true
-	if err := d.vol.Push(i.overlay); err != nil {
-		return fmt.Errorf("%w: and can't go on: %w", errSwapped, err)
-	}
-	d.overlay.Store(i.overlay)
-	return nil
+	var err error
+	_, i.frozen, err = i.g.disk.vol.Swap(i.next)
+	return err
 }

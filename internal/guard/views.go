@@ -56,8 +56,8 @@ type physical interface {
 	memory.Sized
 }
 
-// look is told of the memory of a QEMU that has it for itself.
-func (v *views) look(mem physical) {
+// use is told of the memory of a QEMU that has it for itself.
+func (v *views) use(mem physical) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mem, v.guest, v.attached, v.tried = mem, nil, introspect.ErrNotReady, time.Time{}

@@ -50,7 +50,8 @@ type Keeper struct {
 	chain page.Chain
 	files []*os.File // of chain
 
-	devices, packedDevices *os.File // of the checkpoint that was begun
+	job                    *job // the checkpoint that was begun
+	devices, packedDevices *os.File
 	armedAt                time.Time
 	armMu                  sync.Mutex
 }
@@ -205,7 +206,7 @@ func (k *Keeper) begin(r link.Request) (any, error) {
 		packed.Close()
 		return nil, err
 	}
-	k.devices, k.packedDevices = devices, packed
+	k.devices, k.packedDevices, k.job = devices, packed, k.saver.current()
 	link.New(c, k.fromGuard)
 	return nil, nil
 }
@@ -241,7 +242,7 @@ func (k *Keeper) finish(r link.Request) (any, error) {
 		return nil, errors.New("finish: no checkpoint is being taken")
 	}
 	defer k.closeDevices()
-	stats, err := k.saver.finish()
+	stats, err := k.job.finish()
 	if err != nil {
 		return nil, err
 	}
@@ -268,7 +269,7 @@ func (k *Keeper) closeDevices() {
 		k.devices.Close()
 		k.packedDevices.Close()
 	}
-	k.devices, k.packedDevices = nil, nil
+	k.job, k.devices, k.packedDevices = nil, nil, nil
 }
 
 // pack compresses the state of the devices, and waits until it is on the disk.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,8 @@ const (
 	packers  = 2    // goroutines that compress
 	// protectStep is how much memory is protected at once while the guest runs, in bytes: it is held up meanwhile.
 	protectStep = 8 << 20
+	// startLater leaves the processors to the guest for a moment, when it goes on.
+	startLater = 5 * time.Millisecond
 )
 
 // saver takes a machine's memory, again and again.
@@ -96,6 +99,13 @@ func (s *saver) begin(out *os.File, id, parent page.ID) error {
 	return nil
 }
 
+// current is the checkpoint being taken.
+func (s *saver) current() *job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.job
+}
+
 func (s *saver) open(out *os.File, id, parent page.ID) (*page.Writer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,6 +156,7 @@ func (s *saver) arm() error {
 		return err
 	}
 	j.armed, s.active = true, true
+	go s.complete(j)
 	return nil
 }
 
@@ -248,34 +259,35 @@ func (s *saver) take(first, n uint64) run {
 	return r
 }
 
-// finish waits until everything is written and on the disk.
-func (s *saver) finish() (page.Stats, error) {
-	s.mu.Lock()
-	j := s.job
-	s.mu.Unlock()
-	if j == nil || !j.armed {
-		return page.Stats{}, errors.New("no checkpoint is being taken")
-	}
-	go j.collect()
+// complete copies and writes all that the instant holds, and waits for the disk.
+func (s *saver) complete(j *job) {
+	time.Sleep(startLater)
+	written := make(chan struct{})
+	go func() { j.collect(); close(written) }()
 	s.sweep(j)
 	s.mu.Lock()
 	s.active = false
 	s.mu.Unlock()
 	s.hand.Wait()
 	close(j.queue)
-	<-j.done
+	<-written
 	if j.src.file != s.mem.file {
 		j.src.file.Close()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.job = nil
-	if j.err != nil {
+	if s.job = nil; j.err != nil {
 		s.lost()
-		return page.Stats{}, j.err
+	} else {
+		s.last, s.unsure = j.id, s.prot == nil
 	}
-	s.last, s.unsure = j.id, s.prot == nil
-	return j.stats, nil
+	close(j.done)
+}
+
+// finish waits until everything is written and on the disk.
+func (j *job) finish() (page.Stats, error) {
+	<-j.done
+	return j.stats, j.err
 }
 
 // sweep copies what is pending, in order.
@@ -319,7 +331,6 @@ func (s *saver) gaps(j *job, from, to uint64) {
 
 // collect writes what is copied, until the queue is closed.
 func (j *job) collect() {
-	defer close(j.done)
 	for r := range j.queue {
 		for i := range r.n {
 			if r.data == nil {
@@ -334,23 +345,21 @@ func (j *job) collect() {
 		err = j.out.Sync()
 	}
 	j.out.Close()
-	if j.err == nil {
-		j.stats, j.err = stats, err
+	if j.stats = stats; j.err == nil {
+		j.err = err
 	}
 }
 
-// abort gives a checkpoint up.
+// abort gives a checkpoint up. Of one that is armed some pages are gone already: the rest goes too.
 func (s *saver) abort() {
 	s.mu.Lock()
 	j := s.job
 	armed := j != nil && j.armed
 	s.mu.Unlock()
 	switch {
-	case j == nil:
-		return
-	case armed: // some pages are gone already: let the rest go too
-		s.finish()
-	default:
+	case armed:
+		j.finish()
+	case j != nil:
 		j.writer.Abort()
 		j.out.Close()
 	}

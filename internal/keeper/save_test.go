@@ -73,13 +73,14 @@ func (g *guest) save(running func()) []byte {
 	if err := g.s.begin(out, id, g.last); err != nil {
 		g.t.Fatal(err)
 	}
+	j := g.s.current()
 	if err := g.s.arm(); err != nil {
 		g.t.Fatal(err)
 	}
 	want := bytes.Clone(g.mem)
 	done := make(chan struct{})
 	go func() { running(); close(done) }()
-	if _, err := g.s.finish(); err != nil {
+	if _, err := j.finish(); err != nil {
 		g.t.Fatal(err)
 	}
 	<-done
