@@ -73,7 +73,7 @@ func TestBudgetOnTheBus(t *testing.T) {
 	var a acked
 	const n = 1000
 	for seq := range uint64(n) {
-		if err := b.deliver("web", worker1, batchOf(line(worker1, seq+1, "web")), a.ack); err != nil {
+		if err := b.deliver("web", "guard", worker1, batchOf(line(worker1, seq+1, "web")), a.ack); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -109,7 +109,7 @@ func TestOneGuardCrowdsOutNoOther(t *testing.T) {
 		for i := range list {
 			list[i] = fmt.Sprintf("%01000d", i)
 		}
-		return event.Event{ID: event.MakeID(source, seq), Machine: machine, Time: time.Now().UTC(), Kind: event.NetDNS, Fields: event.Fields{"answers": list}}
+		return event.Event{ID: event.MakeID(source, seq), Machine: machine, Time: time.Now().UTC(), Kind: event.ProcessHidden, Fields: event.Fields{"views": list}}
 	}
 	const worker2 = "99112233445566aa"
 	for seq := range uint64(3 * shareMax) {
@@ -118,7 +118,7 @@ func TestOneGuardCrowdsOutNoOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := b.deliver("web", worker1, batchOf(raw), func(uint64) {}); err != nil {
+		if err := b.deliver("web", "guard", worker1, batchOf(raw), func(uint64) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -126,7 +126,7 @@ func TestOneGuardCrowdsOutNoOther(t *testing.T) {
 		t.Errorf("%d MiB wait, of one guard", b.bytes>>20)
 	}
 	for seq := range uint64(100) {
-		if err := b.deliver("db", worker2, batchOf(line(worker2, seq+1, "db")), func(uint64) {}); err != nil {
+		if err := b.deliver("db", "guard", worker2, batchOf(line(worker2, seq+1, "db")), func(uint64) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -144,7 +144,7 @@ func TestFutureEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.deliver("web", worker1, batchOf(raw), func(uint64) {}); err != nil {
+	if err := b.deliver("web", "guard", worker1, batchOf(raw), func(uint64) {}); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-r.events; time.Until(got.Time) > time.Minute {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -153,7 +154,7 @@ func (b *bus) emitThen(machine string, kind event.Kind, fields event.Fields, sea
 
 // deliver takes a worker's batch. machine is what the daemon knows the worker to guard: a worker that was taken over
 // can speak for no other. ack is called, in order, once events are in the ledger.
-func (b *bus) deliver(machine string, source string, batch []json.RawMessage, ack func(seq uint64)) error {
+func (b *bus) deliver(machine, worker, source string, batch []json.RawMessage, ack func(seq uint64)) error {
 	for _, raw := range batch {
 		e, err := event.Unmarshal(raw)
 		if err != nil {
@@ -166,6 +167,9 @@ func (b *bus) deliver(machine string, source string, batch []json.RawMessage, ac
 		if ahead := b.now().Add(time.Minute); e.Time.After(ahead) { // one clock is the host's: rules are not to be put off
 			e.Time = b.now().UTC()
 		}
+		if !saysOf(worker, e.Kind) {
+			return fmt.Errorf("%w: a %s has no word on %s", link.ErrProtocol, worker, e.Kind)
+		}
 		b.mu.Lock()
 		if seq > b.last[source] {
 			b.last[source] = seq
@@ -176,6 +180,25 @@ func (b *bus) deliver(machine string, source string, batch []json.RawMessage, ac
 		b.mu.Unlock()
 	}
 	return nil
+}
+
+// saysOf tells what guards and gates tell of. All else is the daemon's: one that was taken over can't say that an alert was
+// answered, or that somebody asked for something.
+func saysOf(worker string, kind event.Kind) bool {
+	area, _, _ := strings.Cut(string(kind), ".")
+	switch {
+	case kind == event.EventsLost:
+		return true
+	case worker == "gate":
+		return area == "net"
+	}
+	switch area {
+	case "machine":
+		return kind == event.MachineRebooted
+	case "net", "policy", "response", "access", "incident", "vigia":
+		return false
+	}
+	return true
 }
 
 // again acknowledges an event that is known: at once if the ledger has it, with the others if it still waits.

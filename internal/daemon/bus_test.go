@@ -105,7 +105,7 @@ func TestEventsComeTwice(t *testing.T) {
 		for range 3 { // as a worker does whose connection was lost
 			var a acked
 			wg.Go(func() {
-				if err := b.deliver("web", worker1, batch[:100*(life+1)], a.ack); err != nil {
+				if err := b.deliver("web", "guard", worker1, batch[:100*(life+1)], a.ack); err != nil {
 					t.Error(err)
 				}
 			})
@@ -140,8 +140,11 @@ func TestForeignEvents(t *testing.T) {
 		"another source":  line("0000000000000000", 1, "web"),
 		"nonsense":        json.RawMessage(`{"id":7}`),
 		"no JSON":         json.RawMessage(`}`),
+		"the daemon's":    kindOf(event.ResponseDone),
+		"a gate's":        kindOf(event.NetFlow),
+		"a call":          kindOf(event.AccessCall),
 	} {
-		if err := b.deliver("web", worker1, []json.RawMessage{raw}, func(uint64) {}); err == nil {
+		if err := b.deliver("web", "guard", worker1, []json.RawMessage{raw}, func(uint64) {}); err == nil {
 			t.Errorf("%s is taken", name)
 		}
 	}
@@ -155,7 +158,7 @@ func TestOverflowIsCounted(t *testing.T) {
 	b := newBus("ffffffffffffffff", silent)
 	const over = 7
 	for seq := range uint64(shareMax + over) {
-		if err := b.deliver("web", worker1, []json.RawMessage{line(worker1, seq+1, "web")}, func(uint64) {}); err != nil {
+		if err := b.deliver("web", "guard", worker1, []json.RawMessage{line(worker1, seq+1, "web")}, func(uint64) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -194,3 +197,12 @@ func TestReaders(t *testing.T) {
 }
 
 func batchOf(events ...json.RawMessage) []json.RawMessage { return events }
+
+func kindOf(kind event.Kind) json.RawMessage {
+	e := event.Event{ID: event.MakeID(worker1, 1), Machine: "web", Time: time.Now().UTC(), Kind: kind}
+	b, err := e.Marshal()
+	if err != nil {
+		panic(err)
+	}
+	return b
+}

@@ -270,21 +270,29 @@ func (m *machine) askGate(ctx context.Context, method string, in, out any) error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), gateTime)
 	defer cancel()
 	_, err := gate.conn.Call(ctx, method, in, out)
-	if err != nil && (ctx.Err() != nil || gate.gone()) {
-		m.d.log.Error("a gate does not answer, it is ended", "machine", m.name(), "error", err)
-		gate.proc.Kill()
+	if err != nil && (ctx.Err() != nil || gate.gone() || errors.Is(err, link.ErrProtocol)) {
+		m.endGate(gate, err)
 		return nil
 	}
 	return err
 }
 
-// quarantine cuts a machine off the network. The gate is told first, since that is what stops an attacker; then the
-// record, so that it lasts. since is the time of the last event of the rule that asked for it, or zero.
+// endGate ends a gate that does not do as it is told: the next one is told what the record says, and until it is there no
+// frame passes.
+func (m *machine) endGate(gate *worker, why error) {
+	m.d.log.Error("a gate does not do as it is told, it is ended", "machine", m.name(), "error", why)
+	gate.proc.Kill()
+}
+
+// quarantine cuts a machine off the network. The gate is told first, since that is what stops an attacker, and
+// ended if it will not; then the record, so that it lasts. since is the time of the last event of the rule that asked for it, or zero.
 func (m *machine) quarantine(ctx context.Context, rule string, since time.Time) error {
 	fields := event.Fields{"rule": rule}
 	var q link.Quarantined
 	if err := m.askGate(ctx, link.CallQuarantine, link.Quarantine{On: true}, &q); err != nil {
-		return err
+		if _, gate := m.bothWorkers(); gate != nil { // there is no good reason to refuse
+			m.endGate(gate, err)
+		}
 	}
 	fields["flows"] = int64(q.Flows)
 	if !since.IsZero() {

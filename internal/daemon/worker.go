@@ -183,7 +183,7 @@ func (d *Daemon) fromWorker(w *worker, r link.Request) (link.Response, error) {
 			return link.Response{}, w.conn.Err()
 		}
 	}
-	if err := d.bus.deliver(w.machine, w.hello.Source, e.Events, w.ack); err != nil {
+	if err := d.bus.deliver(w.machine, w.name, w.hello.Source, e.Events, w.ack); err != nil {
 		d.log.Error("worker sends what it must not, its connection is closed", "worker", w.name, "machine", w.machine, "error", err)
 		w.conn.Close()
 		return link.Response{}, err

@@ -25,8 +25,8 @@ import (
 	"vigia/internal/image"
 )
 
-// The programs under test: vigia as it is shipped, and the stub in QEMU's place.
-var vigia, stubDir string
+// The programs under test: vigia as it is shipped, the stub in QEMU's place, and vigia with workers that were taken over.
+var vigia, stubDir, rogue string
 
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
@@ -38,8 +38,8 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	os.Chmod(dir, 0o755) // a machine's own user executes what lies here
-	vigia, stubDir = filepath.Join(dir, "vigia"), filepath.Join(dir, "bin")
-	programs := map[string]string{vigia: "vigia/cmd/vigia", filepath.Join(stubDir, "qemu-system-x86_64"): "./testdata/stub"}
+	vigia, stubDir, rogue = filepath.Join(dir, "vigia"), filepath.Join(dir, "bin"), filepath.Join(dir, "rogue")
+	programs := map[string]string{vigia: "vigia/cmd/vigia", filepath.Join(stubDir, "qemu-system-x86_64"): "./testdata/stub", rogue: "./testdata/rogue"}
 	if built := os.Getenv("VIGIA_TEST_PROGRAM"); built != "" {
 		delete(programs, vigia)
 		if err := errors.Join(copyFile(built, vigia), os.Chmod(vigia, 0o755)); err != nil {
@@ -71,6 +71,8 @@ type host struct {
 	daemon *exec.Cmd
 	ended  chan struct{}
 	owner  uint32 // the daemon's user
+
+	program string // empty: vigia as it is shipped
 }
 
 // stubHost starts a daemon whose QEMU is the stub, with an image that has a disk and nothing to boot.
@@ -100,7 +102,11 @@ func (h *host) start(path string) {
 		h.t.Fatal(err)
 	}
 	defer log.Close()
-	h.daemon = exec.Command(vigia, "--state", h.state, "serve", "--accelerator", "tcg")
+	program := vigia
+	if h.program != "" {
+		program = h.program
+	}
+	h.daemon = exec.Command(program, "--state", h.state, "serve", "--accelerator", "tcg")
 	h.daemon.Stdout, h.daemon.Stderr = log, log
 	h.daemon.Env = append(os.Environ(), "PATH="+path)
 	if h.owner != uint32(os.Getuid()) {
@@ -431,5 +437,7 @@ func mustRun(t *testing.T, name string, args ...string) {
 	}
 	t.Skipf("no %s: run script/setup", name)
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
 
 func field(e *vigiav1.Event, name string) *structpb.Value { return e.Fields.GetFields()[name] }
