@@ -44,7 +44,7 @@ func Main(version string) error {
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
-	footprint.TrimLater()
+	footprint.TrimLater(nil)
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
 	if err := w.Count(); err != nil {
 		return err

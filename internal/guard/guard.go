@@ -73,7 +73,7 @@ func Main(version string) error {
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
-	footprint.TrimLater()
+	footprint.TrimLater(g.trim)
 	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
 	g.flood.Waiting = g.out.Held
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
@@ -81,6 +81,16 @@ func Main(version string) error {
 		return err
 	}
 	return w.Serve(g.ctx, l)
+}
+
+// trim gives back what looking at the guest has made resident: its memory and its kernel's profile.
+func (g *Guard) trim() {
+	g.mu.Lock()
+	v := g.views
+	g.mu.Unlock()
+	if v != nil {
+		v.trim()
+	}
 }
 
 func (g *Guard) hello() link.Hello {

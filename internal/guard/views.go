@@ -63,6 +63,18 @@ func (v *views) use(mem physical) {
 	v.mem, v.guest, v.attached, v.tried = mem, nil, introspect.ErrNotReady, time.Time{}
 }
 
+// trim gives back what was looked at. Memory that is another process's takes no room here.
+func (v *views) trim() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if m, ok := v.mem.(interface{ Trim() }); ok {
+		m.Trim()
+	}
+	if v.profile != nil {
+		v.profile.Trim()
+	}
+}
+
 // attach finds the guest's kernel, if it is due to look again.
 func (v *views) attach(now time.Time) (*introspect.Guest, error) {
 	if v.why != nil {

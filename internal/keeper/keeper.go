@@ -67,7 +67,7 @@ func Main([]string) error {
 	if err != nil {
 		return err
 	}
-	footprint.TrimLater()
+	footprint.TrimLater(nil)
 	k := &Keeper{}
 	conn := link.New(sock, k.handle)
 	<-conn.Done()

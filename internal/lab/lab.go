@@ -31,8 +31,8 @@ type Lab struct {
 }
 
 // Start runs `vigia serve` on the state directory, which is made if need be, and waits until it answers. The program is
-// bin/vigia below the working directory.
-func Start(ctx context.Context, state string) (*Lab, error) {
+// bin/vigia below the working directory; flags are for serve.
+func Start(ctx context.Context, state string, flags ...string) (*Lab, error) {
 	state, err := filepath.Abs(state)
 	if err != nil {
 		return nil, err
@@ -45,16 +45,16 @@ func Start(ctx context.Context, state string) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{Vigia: vigia, State: state, Client: api.Dial(state)}
-	return l, l.serve(ctx)
+	return l, l.serve(ctx, flags)
 }
 
-func (l *Lab) serve(ctx context.Context) error {
+func (l *Lab) serve(ctx context.Context, flags []string) error {
 	log, err := os.Create(filepath.Join(l.State, "serve.log"))
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	l.daemon, l.done = exec.Command(l.Vigia, "--state", l.State, "serve"), make(chan struct{})
+	l.daemon, l.done = exec.Command(l.Vigia, append([]string{"--state", l.State, "serve"}, flags...)...), make(chan struct{})
 	l.daemon.Stdout, l.daemon.Stderr = log, log
 	l.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, who then end the daemon
 	if err := l.daemon.Start(); err != nil {

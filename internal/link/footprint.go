@@ -16,11 +16,12 @@ import (
 // nothing until they are needed, which is a minor fault each.
 type Footprint struct{ mappings [][2]uintptr }
 
-// trimAfter is how long after its start a worker gives its pages back, its first work being done by then; trimEvery how
-// often again.
+// A worker gives its pages back every trimEvery, the heap's once in heapEvery of these: the first time with the second, when its own
+// first work is done. The pages cost little to get again, some tenths of a millisecond for all that an idle guard needs, and one
+// collection of garbage brings half of the program's tables in, 64 KiB at a time.
 const (
-	trimAfter = 5 * time.Second
-	trimEvery = 2 * time.Minute
+	trimEvery = 10 * time.Second
+	heapEvery = 6
 )
 
 // NewFootprint reads where the program is mapped; it must be called before the process confines itself. The program's
@@ -47,18 +48,25 @@ func NewFootprint() Footprint {
 	return f
 }
 
-// TrimLater gives the pages back once the worker has settled, and now and then again.
-func (f Footprint) TrimLater() {
-	time.AfterFunc(trimAfter, func() {
-		f.trim()
-		for range time.Tick(trimEvery) {
+// TrimLater gives the pages back now and then. more gives back what the worker has mapped itself; it may be nil.
+func (f Footprint) TrimLater(more func()) {
+	if more == nil {
+		more = func() {}
+	}
+	go func() {
+		ticks := time.NewTicker(trimEvery)
+		for n := 1; ; n++ {
+			<-ticks.C
+			if n%heapEvery == 2 {
+				debug.FreeOSMemory()
+			}
+			more()
 			f.trim()
 		}
-	})
+	}()
 }
 
 func (f Footprint) trim() {
-	debug.FreeOSMemory()
 	for _, m := range f.mappings {
 		// The pages are a file's and unchanged: what is dropped is read again from the page cache when touched.
 		unix.Syscall(unix.SYS_MADVISE, m[0], m[1]-m[0], unix.MADV_DONTNEED)

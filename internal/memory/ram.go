@@ -52,6 +52,14 @@ func (r *RAM) Close() error {
 	return err
 }
 
+// Trim takes the pages that were looked at off this process's account. They are the guest's, and come back when they are looked
+// at again.
+func (r *RAM) Trim() {
+	if len(r.data) > 0 {
+		_ = unix.Madvise(r.data, unix.MADV_DONTNEED)
+	}
+}
+
 // Regions returns the layout.
 func (r *RAM) Regions() []Region { return slices.Clone(r.layout) }
 
