@@ -183,7 +183,7 @@ var Kinds = map[Kind]Schema{
 		{"percent", Float, "of one host core: 200 is two virtual CPUs busy. Time ready but waiting for the host counts as busy"},
 		{"cpus", Int, "virtual CPUs"}, {"pid", Int, "the guest's busiest process"}, {"process", String, "its name"}, {"exe", String, "its executable"},
 		{"cmdline", String, "its command line"}, {"process_percent", Float, "its share, of one virtual CPU"}}},
-	ConsoleLine: {"a line on the serial console", []Field{{"line", String, "the guest's own words"}, {"skipped", Int, "lines not reported since the last, in a flood"}}},
+	ConsoleLine: {"a line on the serial console", []Field{{"line", String, "the guest's own words"}, {"skipped", Int, "lines that were not told since the last event, in a flood"}}},
 	GuestLog:    {"a line from the guest's log", []Field{{"line", String, "the guest's own words"}}},
 
 	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},

@@ -121,7 +121,7 @@ func (g *Gate) configure(r link.Request) error {
 	}
 	g.out.SetMachine(cfg.Name)
 	made, err := network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
-		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Quarantined: cfg.Quarantined, Held: g.out.Held}, g.out.Emit)
+		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Quarantined: cfg.Quarantined, Held: g.out.Holder()}, g.out.Emit)
 	if err != nil {
 		for _, l := range listeners {
 			if l.TCP != nil {

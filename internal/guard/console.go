@@ -12,12 +12,11 @@ import (
 	"vigia/internal/event"
 )
 
-// Bounds of the console: the log's first part and each of its two tails in bytes, and the lines a second that become
-// events. A guest that writes for ever keeps the first 16 MiB and the last 8 to 16.
+// Bounds of the console: the log's first part and each of its two tails in bytes, and what attached persons may cost. Which
+// lines become events: lines.go. A guest that writes for ever keeps the first 16 MiB and the last 8 to 16.
 const (
 	logHead     = 16 << 20
 	logTail     = 8 << 20
-	linesPerSec = 20
 	maxAttached = 8
 	attachMost  = 1 << 20 // bytes that an attached person may be behind
 )
@@ -25,17 +24,14 @@ const (
 // console is the machine's serial line: what the guest writes goes to the log, to events, and to whoever is attached.
 type console struct {
 	conn net.Conn
-	emit func(event.Kind, event.Fields)
 	log  consoleLog
 
 	mu       sync.Mutex
 	attached map[*attachment]bool
 	closed   bool
 
-	line     []byte
-	window   time.Time
-	inWindow int
-	skipped  int64
+	line  []byte // of the guest's, as far as it has come
+	lines *lines
 }
 
 // attachment is a person on the line. What the guest writes arrives in crumbs of a few bytes, so what waits for the
@@ -48,7 +44,7 @@ type attachment struct {
 }
 
 func newConsole(conn net.Conn, log consoleLog, emit func(event.Kind, event.Fields)) *console {
-	return &console{conn: conn, log: log, emit: emit, attached: map[*attachment]bool{}}
+	return &console{conn: conn, log: log, lines: newLines(emit), attached: map[*attachment]bool{}}
 }
 
 // run reads until QEMU closes the line.
@@ -59,7 +55,7 @@ func (c *console) run() {
 		if n > 0 {
 			c.log.write(buf[:n])
 			c.fan(buf[:n])
-			c.lines(buf[:n])
+			c.split(buf[:n])
 		}
 		if err != nil {
 			c.close()
@@ -96,7 +92,7 @@ func (a *attachment) poke() {
 	}
 }
 
-func (c *console) lines(b []byte) {
+func (c *console) split(b []byte) {
 	for len(b) > 0 {
 		i := bytes.IndexByte(b, '\n')
 		part := b
@@ -110,30 +106,10 @@ func (c *console) lines(b []byte) {
 		if i < 0 {
 			return
 		}
-		c.emitLine(time.Now())
+		c.lines.take(bytes.TrimRight(c.line, "\r"), time.Now())
+		c.line = c.line[:0]
 		b = b[i+1:]
 	}
-}
-
-func (c *console) emitLine(now time.Time) {
-	line := bytes.TrimRight(c.line, "\r")
-	defer func() { c.line = c.line[:0] }()
-	if now.Sub(c.window) >= time.Second {
-		c.window, c.inWindow = now, 0
-	}
-	if c.inWindow++; c.inWindow > linesPerSec {
-		c.skipped++
-		return
-	}
-	if len(line) == 0 && c.skipped == 0 {
-		return
-	}
-	fields := event.Fields{"line": event.Text(line)}
-	if c.skipped > 0 {
-		fields["skipped"] = c.skipped
-		c.skipped = 0
-	}
-	c.emit(event.ConsoleLine, fields)
 }
 
 // attach joins a person to the line. The connection is ended when the line is, or when they are too far behind.

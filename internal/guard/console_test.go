@@ -66,20 +66,6 @@ func TestAPersonWhoDoesNotReadIsLetGo(t *testing.T) {
 	}
 }
 
-func TestAFloodOfLinesIsCounted(t *testing.T) {
-	_, c, emitted := testConsole(t)
-	c.lines(bytes.Repeat([]byte("spam\n"), 1000))
-	if n := len(*emitted); n != linesPerSec {
-		t.Fatalf("%d of 1000 lines became events, the bound is %d a second", n, linesPerSec)
-	}
-	c.window = time.Time{} // a second later
-	c.lines([]byte("\x1b[2Jafter\n"))
-	last := (*emitted)[len(*emitted)-1]
-	if last["skipped"] != int64(1000-linesPerSec) || last["line"] != `\x1b[2Jafter` {
-		t.Errorf("after the flood: %v", last)
-	}
-}
-
 func TestTheLogKeepsTheBeginningAndTheEnd(t *testing.T) {
 	_, c, _ := testConsole(t)
 	first := bytes.Repeat([]byte("a"), logHead)

@@ -75,7 +75,7 @@ func Main(version string) error {
 	}
 	footprint.TrimLater(g.trim)
 	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
-	g.flood.Waiting = g.out.Held
+	g.flood.Waiting = g.out.Holder()
 	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
 	if err := w.Count(); err != nil {
 		return err
@@ -201,6 +201,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.views = newViews(g.cfg, g.ram, files[link.FileProfile])
 	g.console = newConsole(serial, openConsoleLog(files[link.FileConsoleLog], files[link.FileConsoleTail+"0"], files[link.FileConsoleTail+"1"]), g.out.Emit)
 	g.sampler = &sampler{cpus: g.cfg.CPUs, emit: g.out.Emit, process: g.views.busiest, panicked: g.panicked}
+	g.console.lines.waiting = g.out.Holder()
 	go g.console.run()
 	g.checker = newChecker(g.views, g.told, newInside(g.agent))
 	go g.sampler.run(g.ctx)
@@ -353,6 +354,7 @@ func (g *Guard) ending(ctx context.Context, r link.Request) (link.Response, erro
 	}
 	g.disk.report()
 	g.flood.Flush()
+	g.console.lines.end()
 	return link.Response{Body: m.Ending()}, nil
 }
 

@@ -53,12 +53,16 @@ func (o *Outbox) KeepTally(t *Tally) {
 	o.count()
 }
 
-// Held notes how many events wait before this outbox: they have no number yet, and die with the process too.
-func (o *Outbox) Held(n int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.held = n
-	o.count()
+// Holder gives what holds events back before this outbox a way to say how many: they have no number yet, and die with
+// the process too.
+func (o *Outbox) Holder() func(n int64) {
+	said := int64(0)
+	return func(n int64) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.held, said = o.held+n-said, n
+		o.count()
+	}
 }
 
 // count brings the tally up to date; the lock is held. Kept is all before the queue.

@@ -38,9 +38,12 @@ func TestTallyFollowsAnOutbox(t *testing.T) {
 	missing(10, "after ten events")
 	o.Ack(4)
 	missing(6, "four of them are in the ledger")
-	o.Held(3)
+	lines, flood := o.Holder(), o.Holder()
+	lines(1)
+	flood(2)
 	missing(9, "three are held back before it")
-	o.Held(0)
+	lines(0)
+	flood(0)
 	for range OutboxSize {
 		o.Emit(event.MachinePaused, nil)
 	}
