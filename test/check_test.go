@@ -61,7 +61,7 @@ func TestNothingIsFound(t *testing.T) {
 	g.wantClean()
 	g.sh("cat > /root/work <<'END'\n%s\nEND\nchmod +x /root/work", strings.ReplaceAll(work, "\n\n", "\n"))
 	for _, part := range []string{"forks", "forks", "threads", "modules", "packages", "containers", "users"} {
-		g.sh("setsid /root/work %s >/root/%s.log 2>&1 </dev/null &", part, part)
+		g.sh("(setsid /root/work %s >/root/%s.log 2>&1 </dev/null &)", part, part)
 	}
 	rounds := 0
 	for end := time.Now().Add(time.Duration(minutes) * time.Minute); time.Now().Before(end); time.Sleep(2 * time.Second) {

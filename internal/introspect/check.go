@@ -21,6 +21,7 @@ var checks = append([]check{
 	{"processes", true, (*Checker).processes},
 	{"modules", true, (*Checker).modulesHidden},
 	{"credentials", true, (*Checker).credentials},
+	{"sockets", true, (*Checker).socketsHidden},
 	{"task memory", false, (*Checker).taskMemory},
 	{"module memory", false, (*Checker).moduleMemory},
 	{"credential memory", false, (*Checker).credentialMemory},
@@ -81,6 +82,7 @@ type Checker struct {
 	started bool                       // a program runs in it
 	known   map[string]map[string]bool // confirmed findings by check and identity
 	history map[taskKey]credHistory
+	torn    map[string]int // rounds in a row that a check could not read its lists
 	settle  []time.Duration
 	sleep   func(time.Duration)
 }
@@ -163,13 +165,13 @@ func (g *Guest) starting() (starting bool, err error) {
 
 // forget begins anew, for another life of the guest's kernel.
 func (c *Checker) forget(boot Boot) {
-	c.boot, c.started, c.known, c.history = boot, false, map[string]map[string]bool{}, nil
+	c.boot, c.started, c.known, c.history, c.torn = boot, false, map[string]map[string]bool{}, nil, map[string]int{}
 }
 
 // confirmed runs one check until what it finds was found in every sample, or was known before.
 func (c *Checker) confirmed(k *check) (Result, error) {
 	began := time.Now()
-	res, err := k.run(c)
+	res, err := c.sample(k)
 	if err != nil {
 		return Result{}, err
 	}
@@ -180,7 +182,7 @@ func (c *Checker) confirmed(k *check) (Result, error) {
 	}
 	for i := 0; i < len(c.settle) && suspects(); i++ {
 		c.sleep(c.settle[i])
-		again, err := k.run(c)
+		again, err := c.sample(k)
 		if err != nil {
 			return Result{}, err
 		}
@@ -222,6 +224,23 @@ func distinct(list []Finding) []Finding {
 		out = append(out, f)
 	}
 	return out
+}
+
+// tornRounds is how many rounds in a row a check may fail because a list that it follows is torn.
+const tornRounds = 3
+
+// sample runs a check once. A list that stays torn is a finding: who breaks one hides what comes after.
+func (c *Checker) sample(k *check) (Result, error) {
+	res, err := k.run(c)
+	if !errors.Is(err, ErrTorn) {
+		delete(c.torn, k.name)
+		return res, err
+	}
+	if c.torn[k.name]++; c.torn[k.name] <= tornRounds {
+		return res, err
+	}
+	return Result{Findings: []Finding{{Kind: KindListBroken, Subject: k.name, Severity: Medium, Detail: "a list that this check follows stays torn: " + err.Error()}},
+		Views: []View{{Name: k.name, Unknown: err.Error()}}}, nil
 }
 
 // Changes tells what is new in a round of checks, and what is gone: each finding once until it is gone.

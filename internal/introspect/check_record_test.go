@@ -10,15 +10,17 @@ import (
 // Recordings for the checks that compare views are made like those for the views, by TestRecordCheck. Of what is searched
 // in bulk (struct pages, the memory for modules) they hold only the lines in which something is found.
 var checkedSymbols = append([]string{"init_pid_ns", "css_set_table", "__per_cpu_offset", "nr_cpu_ids", "runqueues", "vmemmap_base",
-	"page_offset_base", "task_struct_cachep", "cred_jar", "init_cred", "module_kset", "mod_tree", "module_bug_list"}, recordedSymbols...)
+	"page_offset_base", "task_struct_cachep", "cred_jar", "init_cred", "module_kset", "mod_tree", "module_bug_list", "tcp_hashinfo", "udp_table",
+	"udplite_table", "raw_v4_hashinfo", "raw_v6_hashinfo", "net_namespace_list"}, recordedSymbols...)
 
 var checkedTypes = append([]string{"pid_namespace", "xa_node", "css_set", "rq", "slab", "kmem_cache", "page", "user_struct", "kset",
-	"kobject", "module_kobject", "mod_tree_node", "latch_tree_root"}, recordedTypes...)
+	"kobject", "module_kobject", "mod_tree_node", "latch_tree_root", "sock_common", "inet_hashinfo", "inet_ehash_bucket",
+	"inet_listen_hashbucket", "udp_table", "udp_hslot", "raw_hashinfo", "net", "packet_sock"}, recordedTypes...)
 
 // crossChecks are the checks whose recordings there are.
 func crossChecks() []check {
 	return slices.DeleteFunc(slices.Clone(checks), func(k check) bool {
-		return !slices.Contains([]string{"processes", "modules", "credentials", "task memory", "module memory", "credential memory"}, k.name)
+		return !slices.Contains([]string{"processes", "modules", "credentials", "sockets", "task memory", "module memory", "credential memory"}, k.name)
 	})
 }
 

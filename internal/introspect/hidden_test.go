@@ -296,3 +296,37 @@ func (i *intruder) eraseFromTree(module uint64) {
 		}
 	}
 }
+
+// TestHiddenSocket takes sockets that are held open off the tables in which the kernel looks them up.
+func TestHiddenSocket(t *testing.T) {
+	onGuests(t, func(t *testing.T, mem Physical, p *kernel.Profile) {
+		i := enter(t, mem, p)
+		list, err := i.SocketsByFiles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tables := i.tableLayout()
+		tried := map[string]bool{}
+		for _, s := range list {
+			sort := s.Protocol + " " + s.State
+			if tried[sort] || !inTables(&s) {
+				continue
+			}
+			tried[sort] = true
+			node := s.Sock + tables.node
+			undo := i.change(func() {
+				next, link := i.get(node), i.get(node+8)
+				i.put(link, next)
+				if next != 0 && next&1 == 0 {
+					i.put(next+8, link)
+				}
+			})
+			found := round(t, quick(i.Guest), false)
+			if len(found) != 1 || found[0].Kind != KindSocketHidden || found[0].Evidence[0].Address != s.Sock || found[0].Process.PID != s.PID || !strings.HasPrefix(found[0].Subject, s.Protocol+" "+s.Local) {
+				t.Errorf("%+v: %+v", s, found)
+			}
+			undo()
+		}
+		t.Log(tried)
+	})
+}
