@@ -82,7 +82,7 @@ const (
 // boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be found. What is missing for a
 // view alone is that view's error, and in System.Missing.
 func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
-	g := &Guest{mem: mem, meter: meter{mem, maxReads}, limit: maxReads, profile: profile, layout: newLayout(profile)}
+	g := &Guest{mem: mem, meter: meter{mem: mem, left: maxReads}, limit: maxReads, profile: profile, layout: newLayout(profile)}
 	if err := g.resolveLink(); err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
@@ -285,6 +285,7 @@ func (g *Guest) slideByTables(b Boot) (uint64, bool) {
 func (g *Guest) enter(b Boot) bool {
 	root := b.Phys + g.link.topPgt - g.link.text
 	g.space, g.user = memory.NewSpace(&g.meter, root, b.Levels), memory.NewSpace(&g.meter, root, b.Levels)
+	g.through(g.meter.pager != nil)
 	for _, link := range []uint64{g.link.text, g.link.initTask} {
 		if pa, err := g.space.Translate(link + b.Slide); err != nil || pa != b.Phys+link-g.link.text {
 			return false

@@ -60,11 +60,11 @@ func (g *Guest) cpuTime(task uint64) (ns uint64, threads int, err error) {
 	}
 	whole := false
 	err = steady(func() error {
-		before := g.sequence(signal)
+		before := g.sequence(signal, g.space.U64)
 		ns, threads, err = g.sumThreads(signal)
 		whole = err == nil
-		if whole && (before&1 != 0 || g.sequence(signal) != before) {
-			return ErrTorn
+		if whole && (before&1 != 0 || g.sequence(signal, g.space.Fresh) != before) {
+			return g.torn()
 		}
 		return err
 	})
@@ -76,12 +76,13 @@ func (g *Guest) cpuTime(task uint64) (ns uint64, threads int, err error) {
 	return ns, threads, err
 }
 
-func (g *Guest) sequence(signal uint64) uint32 {
+// sequence is read fresh the second time: it then says of all that was read since the first, kept or not, that it is of one moment.
+func (g *Guest) sequence(signal uint64, read func(uint64) (uint64, error)) uint32 {
 	if g.layout.signal.sequence == noField {
 		return 0
 	}
-	v, _ := g.space.U32(signal + g.layout.signal.sequence)
-	return v
+	v, _ := read(signal + g.layout.signal.sequence)
+	return uint32(v)
 }
 
 func (g *Guest) sumThreads(signal uint64) (ns uint64, threads int, err error) {

@@ -18,7 +18,7 @@ func (g *Guest) image(p *Process, mm uint64) {
 	}
 	line, whole := g.cmdline(mm)
 	// A process that ended or called exec meanwhile has left this mm, which may be another's by now.
-	if now, err := g.space.U64(p.Task + g.layout.task.mm); err != nil || now != mm {
+	if now, err := g.space.Fresh(p.Task + g.layout.task.mm); err != nil || now != mm {
 		p.Exe = ""
 		p.Unknown = append(p.Unknown, "exe", "cmdline")
 		return

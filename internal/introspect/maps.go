@@ -133,7 +133,7 @@ func (g *Guest) regions(l *mapsLayout, mm uint64, list []Region) ([]Region, erro
 		}
 		reg, err := g.region(l, mm, vma)
 		if err == nil && len(list) > 0 && reg.Start < list[len(list)-1].End {
-			err = ErrTorn
+			err = g.torn()
 		}
 		list = append(list, reg)
 		return err
@@ -187,7 +187,7 @@ func (t *mapleTree) node(entry, end uint64, depth int) error {
 	r.bytes(node+pivots, buf[0][:8*(count-1)])
 	r.bytes(node+slots, buf[1][:8*count])
 	if r.err != nil || parent&^mapleMask == node { // a node that was replaced points at itself
-		return ErrTorn
+		return t.g.torn()
 	}
 	for i := uint64(0); i < count; i++ {
 		last := end
@@ -222,7 +222,7 @@ func (g *Guest) region(l *mapsLayout, mm, vma uint64) (Region, error) {
 	flags, file := r.u64(vma+l.flags), r.u64(vma+l.file)
 	pgoff, owner := r.u64(vma+l.pgoff), r.u64(vma+l.mm)
 	if r.err != nil || owner != mm || reg.End <= reg.Start {
-		return Region{}, ErrTorn
+		return Region{}, g.torn()
 	}
 	perm := []byte("---p")
 	for i, f := range []uint64{vmRead, vmWrite, vmExec} {

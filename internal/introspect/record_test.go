@@ -56,6 +56,9 @@ func (r *recorder) ReadPhys(pa uint64, b []byte) error {
 	return nil
 }
 
+// Window has no pages: every read is to be recorded.
+func (r *recorder) Window(f func(memory.Pager) error) error { return f(nil) }
+
 // PeekPhys is not recorded: a search touches all of RAM, and what it finds is read again.
 func (r *recorder) PeekPhys(pa uint64, b []byte) error { return r.RAM.PeekPhys(pa, b) }
 

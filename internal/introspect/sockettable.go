@@ -276,7 +276,7 @@ func (w *tableWalk) chain(link uint64) error {
 		}
 		back, err := w.g.space.U64(node + 8)
 		if err != nil || back != link {
-			return ErrTorn
+			return w.g.torn()
 		}
 		if err := w.socket(node - w.l.node); err != nil {
 			return err

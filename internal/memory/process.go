@@ -4,14 +4,18 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 )
 
 // Process is a guest's memory inside its QEMU, read through a descriptor of /proc/PID/mem: for clones, whose RAM is a
-// private mapping that nobody else can map. A read costs about a microsecond.
+// private mapping that nobody else can map. A read costs about a microsecond, so that views read it through a window.
 type Process struct {
 	layout []Region
 	mem    io.ReaderAt
 	base   uint64
+
+	mu   sync.Mutex
+	kept *keptPages // for the next window
 }
 
 // NewProcess reads RAM through mem, the opened /proc/PID/mem, where base is the host virtual address at which QEMU has

@@ -30,6 +30,7 @@ const (
 // make one each.
 type Space struct {
 	phys   Physical
+	pager  Pager // while there is one
 	root   uint64
 	levels int
 	small  [64]translation // by 4 KiB page
@@ -60,6 +61,9 @@ func (s *Space) Reset(root uint64, levels int) {
 	s.root, s.levels = root&pteAddr, levels
 	s.Flush()
 }
+
+// Through makes reads go by the pages of a window, until Through(nil).
+func (s *Space) Through(p Pager) { s.pager = p }
 
 // Flush forgets all translations: to be called before each view, because the guest changes its tables as it runs.
 func (s *Space) Flush() {
@@ -116,14 +120,27 @@ func (s *Space) entry(pa uint64, level int) (uint64, error) {
 			return l.entry, nil
 		}
 	}
-	if err := s.phys.ReadPhys(pa, s.buf[:]); err != nil {
+	e, err := s.word(pa)
+	if err != nil {
 		return 0, err
 	}
-	e := binary.LittleEndian.Uint64(s.buf[:])
 	if level > 1 {
 		s.tables[level-2] = tableLine{pa + 1, e}
 	}
 	return e, nil
+}
+
+// word reads 8 aligned bytes.
+func (s *Space) word(pa uint64) (uint64, error) {
+	if s.pager != nil {
+		if page := s.pager.Page(pa); page != nil {
+			return binary.LittleEndian.Uint64(page[pa%PageSize&^7:]), nil
+		}
+	}
+	if err := s.phys.ReadPhys(pa, s.buf[:]); err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(s.buf[:]), nil
 }
 
 // Translate returns the physical address of va.
@@ -168,7 +185,7 @@ func (s *Space) ReadSome(va uint64, b []byte) (int, error) {
 		n := min(len(b)-done, pageSize-int(at&(pageSize-1)))
 		pa, err := s.Translate(at)
 		if err == nil {
-			err = s.phys.ReadPhys(pa, b[done:done+n])
+			err = s.copy(pa, b[done:done+n])
 		}
 		if err != nil {
 			return done, fmt.Errorf("read %#x: %w", at, err)
@@ -176,4 +193,15 @@ func (s *Space) ReadSome(va uint64, b []byte) (int, error) {
 		done += n
 	}
 	return done, nil
+}
+
+// copy fills b from within one page. Whole pages are not worth keeping.
+func (s *Space) copy(pa uint64, b []byte) error {
+	if s.pager != nil && len(b) < PageSize {
+		if page := s.pager.Page(pa); page != nil {
+			copy(b, page[pa%PageSize:])
+			return nil
+		}
+	}
+	return s.phys.ReadPhys(pa, b)
 }

@@ -18,8 +18,37 @@ func (s *Space) fixed(va uint64, n int) error {
 	return s.phys.ReadPhys(pa, s.buf[:n])
 }
 
+// place returns the n bytes at va where they lie, if a window has their page; nil if not, and then fixed knows why.
+func (s *Space) place(va uint64, n uint64) []byte {
+	off := va % PageSize
+	if s.pager == nil || off+n > PageSize {
+		return nil
+	}
+	pa, err := s.Translate(va)
+	if err != nil {
+		return nil
+	}
+	page := s.pager.Page(pa)
+	if page == nil {
+		return nil
+	}
+	return page[off : off+n]
+}
+
+// Fresh reads the 8 bytes at va as they are now, whatever a window has kept of them: for what tells whether a thing has changed
+// since it was read.
+func (s *Space) Fresh(va uint64) (uint64, error) {
+	if err := s.fixed(va, 8); err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(s.buf[:]), nil
+}
+
 // U64 reads 8 bytes at va.
 func (s *Space) U64(va uint64) (uint64, error) {
+	if b := s.place(va, 8); b != nil {
+		return binary.LittleEndian.Uint64(b), nil
+	}
 	if err := s.fixed(va, 8); err != nil {
 		return 0, err
 	}
@@ -28,6 +57,9 @@ func (s *Space) U64(va uint64) (uint64, error) {
 
 // U32 reads 4 bytes at va.
 func (s *Space) U32(va uint64) (uint32, error) {
+	if b := s.place(va, 4); b != nil {
+		return binary.LittleEndian.Uint32(b), nil
+	}
 	if err := s.fixed(va, 4); err != nil {
 		return 0, err
 	}
@@ -36,6 +68,9 @@ func (s *Space) U32(va uint64) (uint32, error) {
 
 // U16 reads 2 bytes at va.
 func (s *Space) U16(va uint64) (uint16, error) {
+	if b := s.place(va, 2); b != nil {
+		return binary.LittleEndian.Uint16(b), nil
+	}
 	if err := s.fixed(va, 2); err != nil {
 		return 0, err
 	}
@@ -44,6 +79,9 @@ func (s *Space) U16(va uint64) (uint16, error) {
 
 // U8 reads the byte at va.
 func (s *Space) U8(va uint64) (uint8, error) {
+	if b := s.place(va, 1); b != nil {
+		return b[0], nil
+	}
 	if err := s.fixed(va, 1); err != nil {
 		return 0, err
 	}
