@@ -206,7 +206,9 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.checker = newChecker(g.views, g.told, newInside(g.agent))
 	go g.sampler.run(g.ctx)
 	go g.checker.run(g.ctx, g.cfg.Check)
-	go probe.NewSampler(g.views.eyes(), probe.NewPace(g.out.Emit, g.flood).Emit).Run(g.ctx)
+	life := probe.NewSampler(g.views.eyes(), probe.NewPace(g.out.Emit, g.flood).Emit)
+	life.Ran = g.sampler.clock.ran()
+	go life.Run(g.ctx)
 	go g.connectMonitor(qmp)
 	return nil
 }

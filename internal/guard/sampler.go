@@ -60,6 +60,18 @@ func (c *vcpuClock) read() (time.Duration, bool) {
 	return sum, len(c.files) > 0
 }
 
+// ran says, each time it is asked, whether the virtual CPUs have run since; also if nobody can tell. A thread that runs at this
+// moment may be found out the next time only, when the host has counted it.
+func (c *vcpuClock) ran() func() bool {
+	var last time.Duration
+	return func() bool {
+		now, ok := c.read()
+		moved := !ok || now != last
+		last = now
+		return moved
+	}
+}
+
 func parseSchedstat(s string) (time.Duration, bool) {
 	words := strings.Fields(s)
 	if len(words) < 2 {

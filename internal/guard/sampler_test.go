@@ -59,3 +59,32 @@ func TestLoadIsTakenFromTheThreadsAndTheirWait(t *testing.T) {
 		t.Errorf("the fall to idle: %v", got)
 	}
 }
+
+// TestRan: a guest whose clock stands has not run; one whose clock nobody can read may have.
+func TestRan(t *testing.T) {
+	var c vcpuClock
+	ran := c.ran()
+	if !ran() || !ran() {
+		t.Error("without a clock: it stands")
+	}
+	f := filepath.Join(t.TempDir(), "schedstat")
+	write := func(text string) {
+		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("100 20 3\n")
+	file, err := os.Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.set([]*os.File{file})
+	defer c.set(nil)
+	if !ran() || ran() {
+		t.Error("at 120 once, then no further")
+	}
+	write("100 21 3\n")
+	if !ran() || ran() {
+		t.Error("at 121 once, then no further")
+	}
+}

@@ -16,6 +16,8 @@ const (
 	SamplePeriod = 20 * time.Millisecond
 	// share of one core that looking may take: a look that costs c is followed by none for share×c.
 	share = 125
+	// stillPeriod is how often one is looked at that does not run.
+	stillPeriod = time.Second
 	// absentPeriod is how often a guest whose kernel is not there (yet) is looked for.
 	absentPeriod = 250 * time.Millisecond
 	// maxKnown bounds what is kept of a guest's processes. A guest of ordinary size has room for 32,768.
@@ -24,6 +26,9 @@ const (
 
 // Sampler finds out by looking again and again. It is for one goroutine.
 type Sampler struct {
+	// Ran says whether the guest has run since it was last asked: what has not run has not changed. It may be nil.
+	Ran func() bool
+
 	guest func() (Guest, error) // that there is now
 	emit  Emit
 
@@ -33,6 +38,8 @@ type Sampler struct {
 	list    []Glance
 	round   uint64
 	due     time.Time // of the next walk
+	late    time.Time // when there is one even if the guest seems not to have run
+	ran     bool      // since the last walk
 	owed    int64     // tasks that the kernel has counted and nobody has seen; less those seen before they were counted
 	before  int64     // owed, a walk ago
 	churn   bool      // threads have ended since something was told as missed
@@ -99,6 +106,7 @@ func (s *Sampler) Look(now time.Time) (walked bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	s.ran = s.ran || s.Ran == nil || s.Ran() // asked before anything is read
 	pulse, err := guest.Pulse()
 	if err != nil {
 		return false, err
@@ -110,12 +118,13 @@ func (s *Sampler) Look(now time.Time) (walked bool, err error) {
 	s.pulse.Module = pulse.Module
 	s.report(now)
 	// Credentials change without any counter: so there is a walk also where the counters stand still.
-	if !fresh && now.Before(s.due) {
+	if !fresh && (now.Before(s.due) || !s.ran && now.Before(s.late)) {
 		return false, nil
 	}
 	if s.list, err = guest.Glances(s.list[:0]); err != nil {
 		return true, err
 	}
+	s.ran, s.late = false, now.Add(stillPeriod)
 	if fresh {
 		s.begin(guest, pulse)
 		return true, nil

@@ -161,3 +161,35 @@ func TestPace(t *testing.T) {
 		t.Errorf("%d events tell of %d processes, want %d", events, total, storm)
 	}
 }
+
+// TestStillGuest: a guest that has not run is not walked through again, but for once a second; one that has run while no walk was
+// due is, as soon as one is.
+func TestStillGuest(t *testing.T) {
+	s := &scene{pulse: Pulse{Life: 1, Forks: 100, Counted: true}, who: map[int64]Process{}}
+	s.fork(1)
+	sampler := NewSampler(func() (Guest, error) { return s, nil }, func(event.Kind, event.Fields) {})
+	ran := false
+	sampler.Ran = func() bool { return ran }
+	at := time.Unix(100, 0)
+	for i, c := range []struct {
+		after time.Duration
+		ran   bool
+		busy  time.Duration // until when no walk is due
+		want  bool
+	}{
+		{0, false, 0, true}, // its life is new
+		{20 * time.Millisecond, false, 0, false},
+		{20 * time.Millisecond, true, 0, true},
+		{20 * time.Millisecond, false, 0, false},
+		{20 * time.Millisecond, true, time.Second, false},
+		{20 * time.Millisecond, false, 0, true}, // for what ran before
+		{20 * time.Millisecond, false, 0, false},
+		{time.Second, false, 0, true},
+	} {
+		at, ran = at.Add(c.after), c.ran
+		sampler.due = at.Add(c.busy)
+		if walked, err := sampler.Look(at); err != nil || walked != c.want {
+			t.Errorf("look %d: walked %v, want %v: %v", i, walked, c.want, err)
+		}
+	}
+}
