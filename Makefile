@@ -3,10 +3,14 @@
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: build demo test bench lint fuzz soak generate setup clean
+.PHONY: build plugin demo test bench lint fuzz soak generate setup clean
 
-build:
+build: plugin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/vigia ./cmd/vigia
+
+# The plugin for QEMU, once for each of its plugin APIs. Optional: without a C compiler processes are sampled.
+plugin:
+	script/plugin
 
 setup:
 	script/setup

@@ -37,6 +37,9 @@ func (a *app) runCmd() *cobra.Command {
 			if !slices.Contains([]string{"", "nat", "off"}, req.Net) {
 				return usagef("net %q: use nat or off", req.Net)
 			}
+			if !slices.Contains([]string{"", "auto", "off", "on"}, req.Probe) {
+				return usagef("probe %q: use auto, off or on", req.Probe)
+			}
 			if req.Labels, err = parseLabels(labels); err != nil {
 				return err
 			}
@@ -61,6 +64,8 @@ func (a *app) runCmd() *cobra.Command {
 	f.StringVar(&req.Ttl, "ttl", "", "how long it may live, as in 8h or 7d")
 	f.StringArrayVar(&labels, "label", nil, "`KEY=VALUE`; repeatable")
 	f.StringSliceVar(&req.Additions, "additions", nil, "what is connected to the guest: exec (commands and copies)")
+	f.StringVar(&req.Probe, "probe", "", "what processes do: auto (a plugin in QEMU where possible), off (sampled) or on (default auto)")
+	_ = c.RegisterFlagCompletionFunc("probe", cobra.FixedCompletions([]string{"auto", "off", "on"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("net", cobra.FixedCompletions([]string{"nat", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("additions", cobra.FixedCompletions([]string{"exec"}, cobra.ShellCompDirectiveNoFileComp))
 	return c

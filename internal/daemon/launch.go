@@ -51,6 +51,7 @@ type launch struct {
 	back    undo
 	files   []*os.File // QEMU's descriptors, from 3 on
 	publish []*os.File
+	plugin  string // QEMU's, where it gets one
 }
 
 // start runs a machine. On an error, and when the caller leaves before it runs, everything it did is undone.
@@ -92,7 +93,7 @@ func (m *machine) start(ctx context.Context) error {
 // steps are taken in order, each pushing its reversal.
 func (l *launch) steps(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		l.prepare, l.bindPorts, l.makeRAM, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo, l.settle,
+		l.prepare, l.bindPorts, l.makeRAM, l.makePage, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo, l.settle,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -230,6 +231,14 @@ func (l *launch) listen(context.Context) error {
 		l.files = append(l.files, f)
 		l.back.push(func() { f.Close() })
 	}
+	if l.plugin != "" {
+		page, err := l.keptPage()
+		if err != nil {
+			return err
+		}
+		l.files = append(l.files, page)
+		l.back.push(func() { page.Close() })
+	}
 	return nil
 }
 
@@ -239,7 +248,11 @@ func (l *launch) descriptors() qemu.Descriptors {
 	for i, name := range l.qemuSockets() {
 		at[name] = 3 + i
 	}
-	return qemu.Descriptors{QMP: at["qmp"], Console: at["console"], Net: at["net"], Agent: at["agent"]}
+	fds := qemu.Descriptors{QMP: at["qmp"], Console: at["console"], Net: at["net"], Agent: at["agent"]}
+	if l.plugin != "" {
+		fds.Probe = 3 + len(l.qemuSockets())
+	}
+	return fds
 }
 
 func (l *launch) startGuard(ctx context.Context) error {
@@ -322,6 +335,9 @@ func (l *launch) paths() (qemu.Paths, []jail.Bind, error) {
 	if initrd := l.img.Path(image.PartInitrd); initrd != "" {
 		p.Initrd = initrd
 		binds = append(binds, jail.Bind{Source: initrd, Reason: "the guest's initrd"})
+	}
+	if p.Plugin = l.plugin; l.plugin != "" {
+		binds = append(binds, jail.Bind{Source: l.plugin, Exec: true, Reason: "the plugin that tells the guard what the guest's kernel does"})
 	}
 	const longest = 100 // of the 108 bytes of a unix socket's address
 	disk := jail.Bind{Source: sockets, Reason: "the socket of the disk"}

@@ -42,6 +42,7 @@ type runState struct {
 	Accelerator string                    `json:"accelerator"`
 	Publish     []vm.Publish              `json:"publish"` // with the ports that were chosen
 	InForce     map[string][]jail.Measure `json:"in_force"`
+	Probe       string                    `json:"probe,omitempty"` // why QEMU has no plugin; empty: it has
 	Asked       vm.Ended                  `json:"asked,omitempty"` // the end that was asked for: stopped or forced
 }
 
@@ -72,6 +73,8 @@ type machine struct {
 	guard       *worker
 	gate        *worker
 	ram         *os.File // the guest's memory, never looked at here: kept to be handed to a guard
+	page        *os.File // shared by guard and QEMU plugin: kept as ram is
+	sampled     string   // why QEMU has no plugin, while the machine starts
 }
 
 func newMachine(d *Daemon, rec record) *machine {

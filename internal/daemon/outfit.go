@@ -26,7 +26,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 		return nil, err
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
-		Watch: d.watched(), Running: qemu != nil, Check: d.opts.Check}
+		Watch: d.watched(), Running: qemu != nil, Probe: m.whySampled(), Check: d.opts.Check}
 	files, err := d.guardFiles(m, img, qemu, &cfg)
 	defer closeFiles(files)
 	if err == nil {
@@ -76,6 +76,11 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	} else {
 		add(link.FileRAM, nil, rerr)
 	}
+	if page, err := d.openPage(m, qemu); err == nil && page != nil {
+		add(link.FileProbe, page, nil)
+	} else if err != nil {
+		d.log.Warn("the guard can't see the probe's page: it samples", "machine", m.name(), "error", err)
+	}
 	nbd, nerr := d.listenNBD(m)
 	add(link.FileNBD, nbd, nerr)
 	for _, name := range []string{link.FileQMP, link.FileConsole, link.FileAgent} {
@@ -97,7 +102,7 @@ func (d *Daemon) openRAM(m *machine, qemu *jail.Process) (*os.File, error) {
 	if kept == nil {
 		f, err := os.Open(d.files.ramFile(m.id()))
 		if errors.Is(err, fs.ErrNotExist) && qemu != nil {
-			f, err = openMapped(qemu.PID, d.files.ramFile(m.id()))
+			f, err = openMapped(qemu.PID, d.files.ramFile(m.id()), os.O_RDONLY)
 		}
 		if err != nil {
 			return nil, err
@@ -203,7 +208,7 @@ func vcpuSchedstat(pid int) []*os.File {
 
 // openMapped opens a file that a process has mapped and whose name may be gone: QEMU keeps a descriptor of its memory's.
 // What else the process has open is not touched.
-func openMapped(pid int, path string) (*os.File, error) {
+func openMapped(pid int, path string, flags int) (*os.File, error) {
 	for _, dir := range []string{"fd", "map_files"} {
 		dir = fmt.Sprintf("/proc/%d/%s", pid, dir)
 		entries, err := os.ReadDir(dir)
@@ -213,7 +218,7 @@ func openMapped(pid int, path string) (*os.File, error) {
 		for _, e := range entries {
 			name := filepath.Join(dir, e.Name())
 			if target, err := os.Readlink(name); err == nil && strings.TrimSuffix(target, " (deleted)") == path {
-				if f, err := os.Open(name); err == nil {
+				if f, err := os.OpenFile(name, flags, 0); err == nil {
 					return f, nil
 				}
 			}

@@ -191,7 +191,10 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	if m.ram != nil {
 		m.ram.Close()
 	}
-	m.run, m.guard, m.gate, m.ram, m.why = nil, nil, nil, nil, ""
+	if m.page != nil {
+		m.page.Close()
+	}
+	m.run, m.guard, m.gate, m.ram, m.page, m.why = nil, nil, nil, nil, nil, ""
 	m.rec.Run, m.rec.Paused = nil, false
 	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
 	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU

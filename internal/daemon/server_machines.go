@@ -68,7 +68,7 @@ func (s machinesServer) Run(ctx context.Context, r *connect.Request[vigiav1.RunR
 func (s machinesServer) spec(r *vigiav1.RunRequest) (vm.Spec, error) {
 	now := time.Now().UTC()
 	spec := vm.Spec{Name: r.Name, ID: vm.NewID(), Memory: r.MemoryBytes, CPUs: int(r.Cpus), Net: vm.Net{Mode: r.Net},
-		Additions: r.Additions, Owner: r.Owner, Purpose: r.Purpose, Labels: r.Labels, Created: now}
+		Additions: r.Additions, Owner: r.Owner, Purpose: r.Purpose, Labels: r.Labels, Probe: r.Probe, Created: now}
 	if spec.Memory == 0 {
 		spec.Memory = defaultMemory
 	}
@@ -338,9 +338,9 @@ func (m *machine) show(ctx context.Context) *vigiav1.Machine {
 	if !guard.gone() {
 		var g link.GuardStatus
 		if _, err := guard.conn.Call(ctx, link.CallGuardStatus, nil, &g); err != nil {
-			out.Introspection = "unknown: the guard does not answer"
+			out.Introspection, out.Probe = "unknown: the guard does not answer", "unknown: the guard does not answer"
 		} else {
-			out.Introspection = g.Introspection
+			out.Introspection, out.Probe = g.Introspection, g.Probe
 			out.Disk = &vigiav1.Disk{SizeBytes: g.DiskSize, UsedBytes: g.DiskUsed, Reads: g.Reads, Writes: g.Writes,
 				Flushes: g.Flushes, Files: g.Files, Layers: int32(g.Layers), Stalled: g.Stalled}
 		}

@@ -77,6 +77,9 @@ const (
 	NetDenied Kind = "net.denied"
 	NetDNS    Kind = "net.dns"
 
+	SocketConnecting Kind = "socket.connecting"
+	SocketListening  Kind = "socket.listening"
+
 	ProcessForked      Kind = "process.forked"
 	ProcessStarted     Kind = "process.started"
 	ProcessExited      Kind = "process.exited"
@@ -152,7 +155,8 @@ var Kinds = map[Kind]Schema{
 
 	DiskRead: {"the guest read disk blocks of a file", []Field{
 		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
-		{"bytes", Int, "bytes read"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched: this event is one access, or where they repeat a second's"}}},
+		{"bytes", Int, "bytes read"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched: this event is one access, or where they repeat a second's"},
+		{"exe", String, "the program that opened the file last, where a probe saw that"}, {"pid", Int, "its process"}}},
 	DiskWrite: {"the guest wrote disk blocks of a file", []Field{
 		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
 		{"bytes", Int, "bytes written"}, {"requests", Int, "disk requests counted"}, {"watched", Bool, "the path is watched"},
@@ -168,6 +172,9 @@ var Kinds = map[Kind]Schema{
 		Field{"seconds", Float, "how long it lived"}, Field{"reason", String, "closed, reset, idle, quarantine, denied, stopped"})},
 	NetDenied: {"a frame or flow was refused", append(flowFields[:len(flowFields):len(flowFields)], Field{"reason", String, "the rule that refused it, or quarantine"}, Field{"count", Int, "how many like it, where coalesced"})},
 	NetDNS:    {"the guest asked for a name", []Field{{"name", String, "the name asked for"}, {"type", String, "A, AAAA, …"}, {"rcode", String, "NOERROR, NXDOMAIN, …"}, {"answers", List, "addresses given"}}},
+
+	SocketConnecting: {"a process connects a TCP socket; the flow itself is net.flow", append(joinedFields[:len(joinedFields):len(joinedFields)], Field{"protocol", String, "tcp or tcp6"}, Field{"local", String, "the guest's end, address:port"}, Field{"remote", String, "the far end, address:port"})},
+	SocketListening:  {"a process begins to listen on a TCP socket", append(joinedFields[:len(joinedFields):len(joinedFields)], Field{"protocol", String, "tcp or tcp6"}, Field{"local", String, "address:port; port 0: one that the kernel chooses"})},
 
 	ProcessForked:      {"a process was made; it is a copy of its parent still", joinedFields},
 	ProcessStarted:     {"a process began a program", joinedFields},

@@ -30,6 +30,7 @@ type disk struct {
 	vol   *volume.Volume
 	emit  func(event.Kind, event.Fields)
 	flood *event.Flood // for what a guest can repeat as it likes
+	who   openers
 	// overlay is for asking how large it has grown; the volume owns it.
 	overlay atomic.Pointer[os.File]
 
@@ -93,7 +94,7 @@ func (d *disk) watch(paths []string) error {
 			continue
 		}
 		t := &tracker{kind: fs.Kind}
-		t.Tracker, err = ext4.NewTracker(d.vol, fs, ext4.Options{Watch: list.followed(), TopN: countTop, Access: t.access(list, d.flood), Changed: changed(list, d.flood)})
+		t.Tracker, err = ext4.NewTracker(d.vol, fs, ext4.Options{Watch: list.followed(), TopN: countTop, Access: t.access(list, d), Changed: changed(list, d.flood)})
 		if err != nil {
 			names += fmt.Sprintf(", files on a %s are not named: %v", fs.Kind, err)
 			continue
@@ -116,7 +117,7 @@ func (d *disk) watch(paths []string) error {
 func (d *disk) say(s string) { d.named.Store(&s) }
 
 // access makes an event of each touch of a watched file, or of a second's touches where they go on.
-func (t *tracker) access(list *watchlist, flood *event.Flood) func(ext4.Access) {
+func (t *tracker) access(list *watchlist, d *disk) func(ext4.Access) {
 	return func(a ext4.Access) {
 		path, ok := list.meant(append([]string{a.Path}, a.Paths...)...)
 		if !ok {
@@ -128,8 +129,10 @@ func (t *tracker) access(list *watchlist, flood *event.Flood) func(ext4.Access) 
 		if a.Op == ext4.OpWrite {
 			kind = event.DiskWrite
 			fields["pending"] = a.Pending
+		} else {
+			d.who.name(path, fields)
 		}
-		flood.Emit(event.Alike{Sort: string(kind) + path, Sum: []string{"bytes", "requests"}, Always: list.literal[path]}, event.Event{Kind: kind, Fields: fields})
+		d.flood.Emit(event.Alike{Sort: string(kind) + path, Sum: []string{"bytes", "requests"}, Always: list.literal[path]}, event.Event{Kind: kind, Fields: fields})
 	}
 }
 

@@ -29,7 +29,6 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/machine"
 	"vigia/internal/machine/additions"
-	"vigia/internal/probe"
 	"vigia/internal/volume"
 )
 
@@ -50,6 +49,7 @@ type Guard struct {
 	ram        *os.File
 	views      *views
 	sampler    *sampler
+	prober     *prober
 	checker    *checker
 	monitor    *machine.Monitor
 	monitorErr error
@@ -206,9 +206,9 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.checker = newChecker(g.views, g.told, newInside(g.agent))
 	go g.sampler.run(g.ctx)
 	go g.checker.run(g.ctx, g.cfg.Check)
-	life := probe.NewSampler(g.views.eyes(), probe.NewPace(g.out.Emit, g.flood).Emit)
-	life.Ran = g.sampler.clock.ran()
-	go life.Run(g.ctx)
+	g.prober = g.newProber(g.cfg, files[link.FileProbe])
+	g.prober.sampler.Ran = g.sampler.clock.ran()
+	g.prober.run(g)
 	go g.connectMonitor(qmp)
 	return nil
 }
@@ -230,7 +230,7 @@ func conn(files map[string]*os.File, name string) (net.Conn, error) {
 
 // connectMonitor waits for QEMU's greeting: it comes once QEMU runs.
 func (g *Guard) connectMonitor(c net.Conn) {
-	m, err := machine.NewMonitor(g.ctx, c, g.monitored, g.views.rebooted)
+	m, err := machine.NewMonitor(g.ctx, c, g.monitored, g.rebooted)
 	g.mu.Lock()
 	g.monitor, g.monitorErr = m, err
 	g.mu.Unlock()
@@ -242,6 +242,12 @@ func (g *Guard) connectMonitor(c net.Conn) {
 	if err := m.Broken(); err != nil {
 		g.giveUp(err)
 	}
+}
+
+// rebooted is told by the monitor.
+func (g *Guard) rebooted() {
+	g.views.rebooted()
+	g.prober.rebooted()
 }
 
 // giveUp ends a guard whose QEMU does not keep to its protocol, once its events are delivered. The daemon puts another in
@@ -386,6 +392,7 @@ func (g *Guard) watch(_ context.Context, r link.Request) (link.Response, error) 
 	if err := r.Decode(&w); err != nil {
 		return link.Response{}, err
 	}
+	g.prober.watch(w.Paths)
 	return link.Response{}, g.disk.watch(w.Paths)
 }
 
@@ -422,7 +429,7 @@ func (g *Guard) attachConsole(_ context.Context, r link.Request) (link.Response,
 
 func (g *Guard) status(ctx context.Context, r link.Request) (link.Response, error) {
 	closeFiles(r.Files)
-	s := link.GuardStatus{Introspection: g.views.state()}
+	s := link.GuardStatus{Introspection: g.views.state(), Probe: g.prober.state()}
 	g.disk.status(&s)
 	select {
 	case <-g.monitorUp:

@@ -56,6 +56,13 @@ type physical interface {
 	memory.Sized
 }
 
+// memory is the guest's, as it is now; nil while nobody knows.
+func (v *views) memory() physical {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mem
+}
+
 // use is told of the memory of a QEMU that has it for itself.
 func (v *views) use(mem physical) {
 	v.mu.Lock()

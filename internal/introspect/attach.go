@@ -38,6 +38,7 @@ type Guest struct {
 	glances *glanceLayout
 	tables  *tableLayout
 	maps    *mapsLayout
+	moments *momentLayout
 
 	points     []uint64          // link addresses of the kernel's tracepoints
 	fieldMemo  map[string]uint64 // what the checks of control flow have looked up: fields and sizes of types

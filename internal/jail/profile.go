@@ -70,6 +70,7 @@ var Emulator = Profile{
 	Descriptors: []Hold{
 		{"standard input, output, error", "null, and its log"},
 		{"guest memory", "the RAM file, which it opens in its root"},
+		{"probe page", "64 KiB shared with the guard, where a plugin is loaded"},
 		{"sockets", "listening and connected: QMP, console, network, agent; and the disk's"},
 		{"event descriptors", "of its main loop, its threads and its devices' queues"},
 	},
@@ -88,6 +89,7 @@ var Guard = Profile{
 		{"volume files", "the overlay for writing, the layers for reading"},
 		{"guest memory", "the RAM file or /proc/PID/mem, for reading"},
 		{"kernel profile", "for reading"},
+		{"probe page", "shared with QEMU's plugin, while it is set up"},
 		{"clocks", "schedstat of the threads of virtual CPUs, for reading"},
 		{"console log", "its beginning and its two ends, for writing"},
 		{"tally", "a page of sealed size in which it counts the events it has not told: its sudden end hides nothing"},

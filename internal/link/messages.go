@@ -90,6 +90,7 @@ const (
 	FileAgent       = "agent"        // connected; only with the exec addition
 	FileRAM         = "ram"          // read-only
 	FileProfile     = "profile"
+	FileProbe       = "probe" // the page shared with QEMU's plugin; only where it is loaded
 )
 
 // GuardConfig is all a guard needs to know of its machine.
@@ -99,6 +100,7 @@ type GuardConfig struct {
 	Memory  uint64        `json:"memory_bytes"`
 	CPUs    int           `json:"cpus"`
 	Watch   []string      `json:"watch"`
+	Probe   string        `json:"probe"`   // why there is no FileProbe
 	Running bool          `json:"running"` // QEMU runs already: this guard replaces one that died
 	Check   CheckSchedule `json:"check"`
 	// PrivateRAM: QEMU has its memory for itself; CallMemory says where, once it runs.
@@ -123,6 +125,7 @@ type GuardStatus struct {
 	Files         string `json:"files"` // "named (ext4)", or why not
 	Stalled       string `json:"stalled"`
 	Introspection string `json:"introspection"`
+	Probe         string `json:"probe"` // how it is known what processes do
 }
 
 // CheckSchedule says how often a guard looks for what should not be in the guest's memory; 0 is never.

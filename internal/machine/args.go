@@ -32,11 +32,13 @@ type Paths struct {
 	Kernel string
 	Initrd string // empty: none
 	NBD    string // the disk's socket
+	Plugin string // loaded where Descriptors has a Probe
 }
 
 // Descriptors that QEMU inherits, listening sockets all. Agent is 0 where the machine has no guest channel.
 type Descriptors struct {
 	QMP, Console, Net, Agent int
+	Probe                    int // the page that a plugin shares with the guard; 0: no plugin
 }
 
 // Config is all that the command line depends on.
@@ -93,6 +95,9 @@ func Args(c Config) []string {
 	} else {
 		args = append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBuffer), "-cpu", "max")
 	}
+	if c.FDs.Probe != 0 && c.Accelerator == "tcg" {
+		args = append(args, "-plugin", fmt.Sprintf("%s,fd=%d", comma(c.Paths.Plugin), c.FDs.Probe))
+	}
 	args = append(args, listener("qmp", c.FDs.QMP, false)...)
 	args = append(args, "-mon", "chardev=qmp,mode=control")
 	args = append(args, listener("console", c.FDs.Console, true)...)
@@ -136,6 +141,9 @@ func disk(c Config) []string {
 
 // comma writes a value so that QEMU's option parser does not end it at a comma.
 func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// ProbePage is the size of what plugin and guard share, in bytes.
+const ProbePage = 64 << 10
 
 // MTU of the machine's network card. There is no wire: large frames cost the guest and the gate less for each byte.
 const MTU = 65520

@@ -25,7 +25,11 @@
 // Sources: kernel/fork.c (total_forks, nr_threads), kernel/exit.c, include/linux/sched.h, sched/signal.h.
 package probe
 
-import "vigia/internal/event"
+import (
+	"fmt"
+
+	"vigia/internal/event"
+)
 
 // Guest is what is seen in a guest's memory at one instant. All of it is the guest's: any value may be a lie.
 type Guest interface {
@@ -70,6 +74,10 @@ type Module struct {
 	Name    string
 	Address uint64
 	Size    uint64
+}
+
+func (m Module) fields() event.Fields {
+	return event.Fields{"name": m.Name, "size": int64(m.Size), "address": fmt.Sprintf("%#x", m.Address)}
 }
 
 // Emit takes an event; it must not block.

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"context"
-	"fmt"
 	"runtime"
 	"time"
 
@@ -104,6 +103,7 @@ func threadTime() time.Duration {
 func (s *Sampler) Look(now time.Time) (walked bool, err error) {
 	guest, err := s.guest()
 	if err != nil {
+		s.known = nil // what comes is not what was
 		return false, err
 	}
 	s.ran = s.ran || s.Ran == nil || s.Ran() // asked before anything is read
@@ -293,7 +293,7 @@ func (s *Sampler) loaded(guest Guest) {
 	for _, m := range list {
 		have[m.as()] = true
 		if !s.modules[m.as()] {
-			s.emit(event.ModuleLoaded, event.Fields{"name": m.Name, "size": int64(m.Size), "address": fmt.Sprintf("%#x", m.Address)})
+			s.emit(event.ModuleLoaded, m.fields())
 		}
 	}
 	s.modules = have

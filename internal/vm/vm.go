@@ -99,6 +99,7 @@ type Spec struct {
 	Purpose   string            `json:"purpose,omitempty"`
 	Expires   time.Time         `json:"expires,omitzero"`
 	Labels    map[string]string `json:"labels,omitempty"`
+	Probe     string            `json:"probe,omitempty"` // auto where empty
 	Created   time.Time         `json:"created"`
 }
 
@@ -123,6 +124,13 @@ func ParseAddition(s string) (string, error) {
 	return s, nil
 }
 
+// How it is found out what processes do: by a plugin in QEMU where that is possible, never, or not without it.
+const (
+	ProbeAuto = "auto"
+	ProbeOff  = "off"
+	ProbeOn   = "on"
+)
+
 // Check reports the first thing wrong with the spec.
 func (s *Spec) Check() error {
 	if _, err := ParseName(s.Name); err != nil {
@@ -142,6 +150,9 @@ func (s *Spec) Check() error {
 	}
 	if err := checkText("purpose", s.Purpose); err != nil {
 		return err
+	}
+	if s.Probe != "" && s.Probe != ProbeAuto && s.Probe != ProbeOff && s.Probe != ProbeOn {
+		return fmt.Errorf("%w: probe %q: use auto, off or on", ErrInvalid, s.Probe)
 	}
 	for _, a := range s.Additions {
 		if _, err := ParseAddition(a); err != nil {

@@ -86,6 +86,7 @@ type RunRequest struct {
 	Ttl           string                 `protobuf:"bytes,10,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Additions     []string               `protobuf:"bytes,12,rep,name=additions,proto3" json:"additions,omitempty"`
+	Probe         string                 `protobuf:"bytes,20,opt,name=probe,proto3" json:"probe,omitempty"` // auto (default), off or on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,6 +205,13 @@ func (x *RunRequest) GetAdditions() []string {
 	return nil
 }
 
+func (x *RunRequest) GetProbe() string {
+	if x != nil {
+		return x.Probe
+	}
+	return ""
+}
+
 type Machine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -234,6 +242,7 @@ type Machine struct {
 	Introspection string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
 	GuardPid      int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
 	GatePid       int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
+	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"` // how it is known what processes do: probed or sampled, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -462,6 +471,13 @@ func (x *Machine) GetGatePid() int64 {
 		return x.GatePid
 	}
 	return 0
+}
+
+func (x *Machine) GetProbe() string {
+	if x != nil {
+		return x.Probe
+	}
+	return ""
 }
 
 // Isolation is one measure of confinement, and whether it is in force.
@@ -4145,7 +4161,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\n" +
 	"\x14vigia/v1/vigia.proto\x12\bvigia.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n" +
 	"\x0eMachineRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x84\x03\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x9a\x03\n" +
 	"\n" +
 	"RunRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
@@ -4160,10 +4176,11 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x03ttl\x18\n" +
 	" \x01(\tR\x03ttl\x128\n" +
 	"\x06labels\x18\v \x03(\v2 .vigia.v1.RunRequest.LabelsEntryR\x06labels\x12\x1c\n" +
-	"\tadditions\x18\f \x03(\tR\tadditions\x1a9\n" +
+	"\tadditions\x18\f \x03(\tR\tadditions\x12\x14\n" +
+	"\x05probe\x18\x14 \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\a\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -4193,7 +4210,8 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\anetwork\x18\x19 \x01(\v2\x12.vigia.v1.NetStatsR\anetwork\x12$\n" +
 	"\rintrospection\x18\x1a \x01(\tR\rintrospection\x12\x1b\n" +
 	"\tguard_pid\x18\x1b \x01(\x03R\bguardPid\x12\x19\n" +
-	"\bgate_pid\x18\x1c \x01(\x03R\agatePid\x1a9\n" +
+	"\bgate_pid\x18\x1c \x01(\x03R\agatePid\x12\x14\n" +
+	"\x05probe\x18( \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"r\n" +

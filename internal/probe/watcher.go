@@ -1,0 +1,316 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"vigia/internal/event"
+)
+
+// Eyes see what a CPU does that is held.
+type Eyes interface {
+	Guest
+	Sight(cpus int) (Sight, error)
+	Moment(cpu int) (Moment, error)
+	Opening(cpu int) (Opening, error)
+	Connection(cpu int) (Connection, error)
+	Coming() (Module, error) // the module that is on its way in
+}
+
+// Sight is what the plugin needs to know of a kernel: see its struct orders.
+type Sight struct {
+	Slide                 uint64
+	Current               []uint64
+	TGID, NameData        uint64
+	Dentry                uint64
+	Parent, Name, NameLen uint64
+}
+
+// Moment is the process that runs on a CPU.
+type Moment struct {
+	Process
+	StartTime uint64
+	Thread    bool   // not the first of its process's threads
+	Kernel    bool   // a kernel thread
+	Last      bool   // the last of its process's threads
+	Exit      uint32 // its wait status
+}
+
+// Opening is a file that a process is opening.
+type Opening struct {
+	Path  string
+	Write bool
+	Known bool // Write is
+}
+
+// Connection is a socket that begins to connect or to listen.
+type Connection struct{ Protocol, Local, Remote string }
+
+// ids are a process's real and effective user ids.
+type ids struct{ uid, euid int64 }
+
+const (
+	tendPeriod = time.Second
+	maxIDs     = 1 << 17
+)
+
+// Watcher reads what the plugin holds. It is the page's one reader, on a goroutine of its own.
+type Watcher struct {
+	page   *page
+	cpus   int
+	kinds  []*point // by number in the page
+	absent []string // points that the kernel lacks
+	eyes   func() (Eyes, error)
+	emit   Emit
+
+	mu    sync.Mutex
+	paths func(string) (string, bool)
+	sieve []anchor
+	stale bool // sight or sieve are yet to be written into the page
+	state string
+
+	ids  map[int64]ids
+	life uint64
+	lost []uint64 // by CPU, as last told of
+	gone int64    // hits that could not be understood
+	why  error    // the last one's reason
+}
+
+// Options are what a watcher is made of.
+type Options struct {
+	Page   *os.File
+	CPUs   int
+	Symbol func(name string) (uint64, error) // link addresses
+	Eyes   func() (Eyes, error)
+	Emit   Emit
+}
+
+// NewWatcher prepares the page, unless a plugin has taken it up already: then another guard was its reader before. The
+// file may be closed afterwards.
+func NewWatcher(o Options) (*Watcher, error) {
+	p, err := openPage(o.Page)
+	if err != nil {
+		return nil, err
+	}
+	w := &Watcher{page: p, cpus: min(o.CPUs, maxCPUs), eyes: o.Eyes, emit: o.Emit, ids: map[int64]ids{}, stale: true,
+		paths: func(string) (string, bool) { return "", false }}
+	start, err := o.Symbol("start_kernel")
+	if err != nil {
+		return nil, err
+	}
+	var links []uint64
+	for i := range points {
+		link, err := o.Symbol(points[i].symbol)
+		if err != nil {
+			w.absent = append(w.absent, points[i].symbol)
+			continue
+		}
+		links, w.kinds = append(links, link), append(w.kinds, &points[i])
+	}
+	if p.alive() {
+		w.inherit(links)
+	} else {
+		p.prepare(links, start)
+	}
+	w.lost = make([]uint64, w.cpus)
+	for cpu := range w.lost {
+		w.lost[cpu] = p.lost(cpu)
+	}
+	return w, nil
+}
+
+// inherit takes the numbers of the points as a reader before this one, perhaps of another version, gave them.
+func (w *Watcher) inherit(links []uint64) {
+	byLink := map[uint64]*point{}
+	for i, link := range links {
+		byLink[link] = w.kinds[i]
+	}
+	w.kinds = nil
+	for i := range min(w.page.u32(atPoints), maxPoints) {
+		w.kinds = append(w.kinds, byLink[w.page.u64(atPoint+8*int(i))])
+	}
+}
+
+// Watch says which files matter: those that meant picks; the paths are patterns by which they are found.
+func (w *Watcher) Watch(paths []string, meant func(string) (string, bool)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paths, w.sieve, w.stale = meant, anchors(paths), true
+}
+
+func (w *Watcher) meant(path string) (string, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.paths(path)
+}
+
+// Rebooted says that the guest was reset: its kernel will lie elsewhere.
+func (w *Watcher) Rebooted() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.page.put64(atSlide, slideUnknown)
+	w.page.enabled(w.bits(func(p *point) bool { return !p.filtered && !p.traced }))
+	w.stale = true
+}
+
+func (w *Watcher) bits(which func(*point) bool) (b uint64) {
+	for i, p := range w.kinds {
+		if p != nil && which(p) {
+			b |= 1 << i
+		}
+	}
+	return b
+}
+
+// Alive reports whether a plugin has taken the page up: then everything is told from here, and there is nothing to sample.
+func (w *Watcher) Alive() bool { return w.page.alive() }
+
+// State says in a line what is probed.
+func (w *Watcher) State() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case !w.page.alive():
+		return "sampled: QEMU has not loaded the plugin"
+	case w.state != "":
+		return w.state
+	}
+	return "probed, once the guest's kernel runs"
+}
+
+// Run reads until ctx ends.
+func (w *Watcher) Run(ctx context.Context) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	w.page.enabled(w.bits(func(p *point) bool { return !p.filtered && !p.traced }))
+	w.page.takeOver(w.cpus)
+	defer w.page.put32(atReader, 0)
+	var tended time.Time
+	for ctx.Err() == nil {
+		bell := w.page.u32(atBell)
+		if w.sweep() == 0 {
+			w.page.rings(bell, tendPeriod)
+		}
+		if now := time.Now(); now.Sub(tended) >= tendPeriod {
+			tended = now
+			w.tend()
+		}
+	}
+}
+
+// sweep looks at every CPU that is held, and lets it go.
+func (w *Watcher) sweep() (held int) {
+	for cpu := range w.cpus {
+		at := w.page.turn(cpu)
+		turn := w.page.u32(at)
+		if turn&turnMask != turnHeld {
+			continue
+		}
+		held++
+		list, err := w.look(cpu, w.page.pointOf(cpu))
+		if !w.page.release(at, turn) {
+			continue // it had waited long enough: the plugin counts it among the lost
+		}
+		if err != nil {
+			w.gone, w.why = w.gone+1, err
+		}
+		for _, t := range list {
+			if t.settle != nil && len(w.ids) < maxIDs {
+				t.settle()
+			}
+			w.emit(t.kind, t.fields)
+		}
+	}
+	return held
+}
+
+func (w *Watcher) look(cpu int, number uint32) ([]told, error) {
+	if number >= uint32(len(w.kinds)) || w.kinds[number] == nil {
+		return nil, fmt.Errorf("%w: point %d", ErrPage, number)
+	}
+	eyes, err := w.eyes()
+	if err != nil {
+		return nil, err
+	}
+	w.fresh(eyes)
+	return w.kinds[number].tell(w, cpu, eyes)
+}
+
+// fresh writes what the plugin needs once the guest's kernel is found, and when something of it changed.
+func (w *Watcher) fresh(eyes Eyes) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.stale {
+		return
+	}
+	sight, err := eyes.Sight(w.cpus)
+	if err != nil {
+		return
+	}
+	w.stale = false
+	p := w.page
+	open := w.bits(func(p *point) bool { return !p.filtered && !p.traced })
+	p.enabled(open)
+	for cpu, at := range sight.Current {
+		p.current(cpu, at)
+	}
+	for _, f := range []struct {
+		at int
+		v  uint64
+	}{{atNameData, sight.NameData}, {atDentry, sight.Dentry}, {atParent, sight.Parent}, {atName, sight.Name}, {atNameLen, sight.NameLen}, {atTaskTGID, sight.TGID}} {
+		p.put32(f.at, uint32(f.v))
+	}
+	p.sift(w.sieve)
+	p.put64(atFiltered, w.bits(func(p *point) bool { return p.filtered }))
+	p.put64(atTraced, w.bits(func(p *point) bool { return p.traced }))
+	p.put64(atSlide, sight.Slide)
+	if p.reads() && len(w.sieve) > 0 {
+		open |= w.bits(func(p *point) bool { return p.filtered })
+	}
+	p.enabled(open)
+	w.state = "probed: complete"
+	if !p.reads() {
+		w.state = "probed: complete, but for opened files: this QEMU does not let a plugin read memory"
+	}
+	for _, name := range w.absent {
+		w.state += "; the kernel has no " + name
+	}
+	list, _ := eyes.Glances(nil)
+	for _, g := range list {
+		if _, known := w.ids[g.PID]; !known && !g.Kernel {
+			w.ids[g.PID] = ids{int64(g.UID), int64(g.EUID)}
+		}
+	}
+}
+
+// tend looks after what nobody rings for: hits that were lost, a reader that was thought to be silent, a kernel that was
+// found only now.
+func (w *Watcher) tend() {
+	var lost int64
+	for cpu := range w.lost {
+		now := w.page.lost(cpu)
+		lost += int64(min(now-w.lost[cpu], 1<<32))
+		w.lost[cpu] = now
+	}
+	w.missed(lost, "the guard did not look in time")
+	if w.gone > 0 {
+		w.missed(w.gone, "could not be understood: "+w.why.Error())
+		w.gone = 0
+	}
+	if w.page.u32(atMute) == w.page.u32(atReader) {
+		w.page.newReader()
+	}
+	if eyes, err := w.eyes(); err == nil && w.page.alive() {
+		w.fresh(eyes)
+	}
+}
+
+func (w *Watcher) missed(n int64, why string) {
+	if n > 0 {
+		w.emit(event.ProcessMissed, event.Fields{"count": n, "threads": true, "reason": event.Text([]byte(why))})
+	}
+}
