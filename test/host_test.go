@@ -66,12 +66,13 @@ func hostOn(t *testing.T, dir string, user *syscall.Credential) *host {
 
 // linkImage makes a store in dst with the image tiny, of links to its files: images never change.
 func linkImage(dst string) error {
-	return storeImage(dst, os.Link)
+	return storeImage(dst, "tiny", os.Link)
 }
 
-// storeImage is linkImage by another way to give a file a second place. What an older recipe made is left out.
-func storeImage(dst string, give func(from, to string) error) error {
-	id, err := os.ReadFile(filepath.Join(images, "names", "tiny"))
+// storeImage is linkImage for an image of any name, by any way to give a file a second place. What an older recipe made is
+// left out.
+func storeImage(dst, image string, give func(from, to string) error) error {
+	id, err := os.ReadFile(filepath.Join(images, "names", image))
 	if err != nil {
 		return err
 	}
@@ -81,7 +82,7 @@ func storeImage(dst string, give func(from, to string) error) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dst, "names", "tiny"), id, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dst, "names", image), id, 0o644); err != nil {
 		return err
 	}
 	parts, err := os.ReadDir(filepath.Join(images, name))

@@ -28,7 +28,7 @@ func userHost(t *testing.T) *host {
 	}
 	t.Cleanup(func() { os.Remove(bin) })
 	os.Mkdir(state, 0o700)
-	if err := storeImage(filepath.Join(state, "images"), copySparse); err != nil {
+	if err := storeImage(filepath.Join(state, "images"), "tiny", copySparse); err != nil {
 		t.Fatal(err)
 	}
 	err = filepath.WalkDir(state, func(path string, _ fs.DirEntry, err error) error {
@@ -124,7 +124,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		os.Remove(state)
 	})
-	if err := storeImage(filepath.Join(state, "images"), copySparse); err != nil {
+	if err := storeImage(filepath.Join(state, "images"), "tiny", copySparse); err != nil {
 		t.Fatal(err)
 	}
 	h := hostOn(t, state, nil)

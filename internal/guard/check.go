@@ -18,6 +18,8 @@ type checker struct {
 	heard  func(error)
 	emit   func(event.Kind, event.Fields)
 	inside introspect.Inside
+	// processor may be nil.
+	processor introspect.Processor
 
 	mu      sync.Mutex
 	guest   *introspect.Guest
@@ -92,6 +94,7 @@ func (c *checker) round(full bool) (introspect.Report, error) {
 	defer c.mu.Unlock()
 	if guest != c.guest {
 		c.guest, c.rounds = guest, introspect.NewChecker(guest, c.inside)
+		c.rounds.Processor = c.processor
 	}
 	r, err := c.rounds.Run(full)
 	c.heard(err)
@@ -158,4 +161,19 @@ func checkReport(r introspect.Report) link.CheckReport {
 		out.Views = append(out.Views, link.CheckedView{Check: v.Check, Name: v.Name, Count: v.Count, TookMS: v.TookMS, Unknown: v.Unknown})
 	}
 	return out
+}
+
+// processor asks QEMU for the CPUs' registers. It is given little time: a round does not wait for a QEMU that is busy.
+type processor struct{ g *Guard }
+
+const registersTime = 2 * time.Second
+
+func (p processor) Registers() (string, error) {
+	ctx, cancel := context.WithTimeout(p.g.ctx, registersTime)
+	defer cancel()
+	m, err := p.g.qemu(ctx)
+	if err != nil {
+		return "", err
+	}
+	return m.Registers(ctx)
 }

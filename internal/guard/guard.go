@@ -204,6 +204,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.console.lines.waiting = g.out.Holder()
 	go g.console.run()
 	g.checker = newChecker(g.views, g.told, newInside(g.agent))
+	g.checker.processor = processor{g}
 	go g.sampler.run(g.ctx)
 	go g.checker.run(g.ctx, g.cfg.Check)
 	g.prober = g.newProber(g.cfg, files[link.FileProbe])

@@ -25,6 +25,7 @@ var checks = append([]check{
 	{"task memory", false, (*Checker).taskMemory},
 	{"module memory", false, (*Checker).moduleMemory},
 	{"credential memory", false, (*Checker).credentialMemory},
+	{"registers", false, (*Checker).registers},
 }, controlChecks()...)
 
 // Result is what one check saw in one sample.
@@ -76,6 +77,8 @@ type Checker struct {
 	guest  *Guest
 	inside Inside
 	checks []check
+	// Processor, where it is set, is asked for what no memory holds.
+	Processor Processor
 
 	mu      sync.Mutex
 	boot    Boot

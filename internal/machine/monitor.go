@@ -142,5 +142,11 @@ func (m *Monitor) Status(ctx context.Context) (string, error) {
 	return s.Status, err
 }
 
+// Registers returns what QEMU prints of all CPUs' registers. They are read as they run.
+func (m *Monitor) Registers(ctx context.Context) (text string, err error) {
+	err = m.client.Run(ctx, "human-monitor-command", map[string]string{"command-line": "info registers -a"}, &text)
+	return text, err
+}
+
 // Close ends the connection; QEMU then listens for the next one.
 func (m *Monitor) Close() error { return m.client.Close() }
