@@ -68,8 +68,12 @@ type Inside interface {
 // given at once.
 var settle = []time.Duration{15 * time.Millisecond, 40 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond}
 
-// maxFindings bounds a report; the worst are kept.
-const maxFindings = 256
+// Bounds of a report; the worst findings are kept, and the first of each one's evidence.
+const (
+	maxFindings = 256
+	maxEvidence = 8
+	maxShown    = 64 // bytes of one piece
+)
 
 // Checker makes rounds of checks over one guest. It remembers what it saw in the last round: findings that were
 // confirmed, and credentials. Its methods may be called from several goroutines; they take turns.
@@ -144,6 +148,9 @@ func (c *Checker) Run(full bool) (Report, error) {
 	if len(r.Findings) > maxFindings {
 		r.Dropped = len(r.Findings) - maxFindings
 		r.Findings = r.Findings[:maxFindings]
+	}
+	for i := range r.Findings {
+		r.Findings[i].bound()
 	}
 	r.Took = time.Since(began)
 	return r, nil

@@ -63,6 +63,15 @@ func (f *Finding) identity() string {
 	return fmt.Sprintf("%s\x00%s\x00%x", f.Kind, f.Subject, at)
 }
 
+// bound cuts what a report has no room for.
+func (f *Finding) bound() {
+	f.Evidence = f.Evidence[:min(len(f.Evidence), maxEvidence)]
+	for i := range f.Evidence {
+		e := &f.Evidence[i]
+		e.Bytes, e.Expected = e.Bytes[:min(len(e.Bytes), maxShown)], e.Expected[:min(len(e.Expected), maxShown)]
+	}
+}
+
 // Serious reports whether a finding is more than a fact worth listing.
 func (f *Finding) Serious() bool { return f.Severity != Info }
 
