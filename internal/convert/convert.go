@@ -80,7 +80,7 @@ func answer(args []string, file func(n int) *os.File) (any, error) {
 	case "inspect":
 		return image.Inspect(file(0))
 	case "profile":
-		return struct{}{}, image.Profile(file(0), file(1))
+		return struct{}{}, image.Profile(file(0), file(1), file(2))
 	case "reopens":
 		if len(args) != 2 {
 			return nil, errors.New("reopens: want one question")
@@ -127,9 +127,9 @@ func (w Worker) Extract(ctx context.Context, disk *os.File, at image.Place, path
 	return w.ask(ctx, nil, []string{"extract", string(place), path}, disk, dst)
 }
 
-// Profile reads a kernel and writes its profile.
-func (w Worker) Profile(ctx context.Context, kernel, dst *os.File) error {
-	return w.ask(ctx, nil, []string{"profile"}, kernel, dst)
+// Profile reads a kernel and writes its profile and its reference.
+func (w Worker) Profile(ctx context.Context, kernel, profile, reference *os.File) error {
+	return w.ask(ctx, nil, []string{"profile"}, kernel, profile, reference)
 }
 
 // ask runs one worker to its end. A worker that was taken over can answer wrongly, but only about its own disk.

@@ -24,6 +24,9 @@ type views struct {
 	profile *kernel.Profile
 	why     error // memory or profile can't be used at all
 
+	reference   *kernel.Reference // of the kernel's code
+	noReference error             // why there is none
+
 	mu       sync.Mutex
 	guest    *introspect.Guest
 	attached error // why guest is nil
@@ -33,14 +36,19 @@ type views struct {
 	last, spare []introspect.TaskTime // the sampler's own
 }
 
-func newViews(cfg link.GuardConfig, ram, profile *os.File) *views {
+func newViews(cfg link.GuardConfig, ram, profile, reference *os.File) *views {
 	v := &views{attached: introspect.ErrNotReady}
 	if ram == nil && !cfg.PrivateRAM || profile == nil {
 		v.why = errors.New("this machine's image has no kernel profile: import it with its kernel")
 		return v
 	}
 	var err error
-	if v.profile, err = kernel.Open(profile); err == nil && cfg.PrivateRAM {
+	v.profile, err = kernel.Open(profile)
+	if err == nil && reference != nil {
+		// Without it all but the check of the kernel's code works, which then says what it lacks.
+		v.reference, v.noReference = kernel.OpenReference(reference)
+	}
+	if err == nil && cfg.PrivateRAM {
 		return v
 	}
 	if err == nil {
@@ -80,6 +88,9 @@ func (v *views) trim() {
 	if v.profile != nil {
 		v.profile.Trim()
 	}
+	if v.reference != nil {
+		v.reference.Trim()
+	}
 }
 
 // attach finds the guest's kernel, if it is due to look again.
@@ -99,6 +110,8 @@ func (v *views) attach(now time.Time) (*introspect.Guest, error) {
 	v.guest, v.attached = introspect.Attach(v.mem, v.profile)
 	if v.attached != nil {
 		v.guest = nil
+	} else {
+		v.guest.UseReference(v.reference, v.noReference)
 	}
 	return v.guest, v.attached
 }

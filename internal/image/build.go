@@ -112,14 +112,25 @@ func (s *Store) make(ctx context.Context, name string, fill func(*temporary) (ma
 	return s.adopt(ctx, t, m, name)
 }
 
-// addProfile makes the profile from the kernel.
+// addProfile makes the profile and the reference from the kernel.
 func (s *Store) addProfile(ctx context.Context, t *temporary) error {
 	kernel, err := os.Open(t.path(PartKernel))
 	if err != nil {
 		return err
 	}
 	defer kernel.Close()
-	return create(t.path(PartProfile), func(f *os.File) error { return s.opts.Worker.Profile(ctx, kernel, f) })
+	err = create(t.path(PartProfile), func(profile *os.File) error {
+		return create(t.path(PartReference), func(reference *os.File) error {
+			return s.opts.Worker.Profile(ctx, kernel, profile, reference)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	if st, err := os.Stat(t.path(PartReference)); err != nil || st.Size() > 0 {
+		return err
+	}
+	return os.Remove(t.path(PartReference))
 }
 
 // addLayer turns a raw disk into the layer and deletes the raw disk. It copies bytes and looks into none.

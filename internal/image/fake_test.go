@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,13 +16,14 @@ import (
 // fakeKernels is a Worker that takes any file for a kernel: real ones are too large for tests.
 type fakeKernels struct{ InProcess }
 
-func (fakeKernels) Profile(_ context.Context, kernel, dst *os.File) error {
+func (fakeKernels) Profile(_ context.Context, kernel, profile, reference *os.File) error {
 	head := make([]byte, 4)
 	if _, err := kernel.ReadAt(head, 0); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(dst, "profile of %s", head)
-	return err
+	_, err1 := fmt.Fprintf(profile, "profile of %s", head)
+	_, err2 := fmt.Fprintf(reference, "reference of %s", head)
+	return errors.Join(err1, err2)
 }
 
 func openStore(t *testing.T) *Store {

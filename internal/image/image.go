@@ -17,6 +17,7 @@
 //	    vmlinuz         the kernel, as the boot protocol has it
 //	    initrd          absent where the kernel needs none
 //	    profile         what package kernel read from vmlinuz
+//	    reference       vmlinuz's code as it must be in memory
 //	  names/debian      one line: the id
 //	  .tmp/             images in the making; what is left of a crash is swept at Open
 //
@@ -55,10 +56,12 @@ const (
 	PartKernel  = "vmlinuz"
 	PartInitrd  = "initrd"
 	PartProfile = "profile"
+	// PartReference is the kernel's code as it must be; images made before there was one lack it.
+	PartReference = "reference"
 )
 
 // parts in the order in which the manifest lists them.
-var parts = []string{PartDisk, PartInitrd, PartKernel, PartProfile}
+var parts = []string{PartDisk, PartInitrd, PartKernel, PartProfile, PartReference}
 
 // Info describes an image without opening it.
 type Info struct {

@@ -92,6 +92,9 @@ func (i *Image) OpenInitrd() (*os.File, error) { return i.OpenPart(PartInitrd) }
 // OpenProfile opens the kernel's profile as package kernel encodes it.
 func (i *Image) OpenProfile() (*os.File, error) { return i.OpenPart(PartProfile) }
 
+// OpenReference opens the reference of the kernel's code; fs.ErrNotExist where the image has none.
+func (i *Image) OpenReference() (*os.File, error) { return i.OpenPart(PartReference) }
+
 func (i *Image) label() string {
 	if i.Name != "" {
 		return i.Name

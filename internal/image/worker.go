@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -18,8 +19,9 @@ type Worker interface {
 	Inspect(ctx context.Context, disk *os.File) (Found, error)
 	// Extract copies one file of a file system that Inspect found.
 	Extract(ctx context.Context, disk *os.File, at Place, path string, dst *os.File) error
-	// Profile reads a kernel and writes its profile.
-	Profile(ctx context.Context, kernel, dst *os.File) error
+	// Profile reads a kernel and writes its profile, and the reference of its code; the latter stays empty where the
+	// kernel lacks what it takes.
+	Profile(ctx context.Context, kernel, profile, reference *os.File) error
 }
 
 // InProcess is the Worker of this very process, for tests and for those who trust the disk.
@@ -30,18 +32,22 @@ func (InProcess) Inspect(_ context.Context, disk *os.File) (Found, error) { retu
 func (InProcess) Extract(_ context.Context, disk *os.File, at Place, path string, dst *os.File) error {
 	return Extract(disk, at, path, dst)
 }
-func (InProcess) Profile(_ context.Context, kernel, dst *os.File) error { return Profile(kernel, dst) }
+func (InProcess) Profile(_ context.Context, kernel, profile, reference *os.File) error {
+	return Profile(kernel, profile, reference)
+}
 
-// Profile reads a kernel file and writes its profile into the empty file dst.
-func Profile(src, dst *os.File) error {
+// Profile reads a kernel file and writes its profile and its reference into empty files.
+func Profile(src, profile, reference *os.File) error {
 	info, err := src.Stat()
 	if err != nil {
 		return err
 	}
-	p, err := kernel.Build(src, info.Size())
+	p, ref, why, err := kernel.BuildAll(src, info.Size())
 	if err != nil {
 		return fmt.Errorf("reading the kernel: %w", err)
 	}
-	defer p.Close()
-	return p.Encode(dst)
+	if why == nil {
+		err = ref.Encode(reference)
+	}
+	return errors.Join(err, p.Encode(profile))
 }

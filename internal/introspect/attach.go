@@ -53,6 +53,9 @@ type Guest struct {
 
 	seen seen // what several tasks share, as this view has read it
 
+	reference   *kernel.Reference // of the kernel's code; nil: noReference says why
+	noReference error
+
 	scratch [max(maxPath, maxCmdline)]byte // for text on its way to becoming a string
 }
 

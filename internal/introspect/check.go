@@ -26,6 +26,7 @@ var checks = append([]check{
 	{"module memory", false, (*Checker).moduleMemory},
 	{"credential memory", false, (*Checker).credentialMemory},
 	{"registers", false, (*Checker).registers},
+	{"text", false, (*Checker).text},
 }, controlChecks()...)
 
 // Result is what one check saw in one sample.

@@ -12,15 +12,38 @@ import (
 // Build reads a kernel file, bzImage or ELF vmlinux, of size bytes. A kernel without BTF gives a profile that has its
 // symbols, and ErrUnsupported from every question about types; one without kallsyms gives ErrUnsupported.
 func Build(r io.ReaderAt, size int64) (*Profile, error) {
+	v, err := readVmlinux(r, size)
+	if err != nil {
+		return nil, err
+	}
+	return v.profile()
+}
+
+// BuildAll unpacks a kernel file once for both: its profile, and the reference of its code. Without a reference, err2 says
+// why there can be none.
+func BuildAll(r io.ReaderAt, size int64) (p *Profile, ref *Reference, err2, err error) {
+	v, err := readVmlinux(r, size)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if p, err = v.profile(); err != nil {
+		return nil, nil, nil, err
+	}
+	ref, err2 = v.reference(p)
+	return p, ref, err2, nil
+}
+
+// readVmlinux unpacks a kernel file and reads its ELF headers.
+func readVmlinux(r io.ReaderAt, size int64) (*vmlinux, error) {
 	image, err := vmlinuxOf(r, size)
 	if err != nil {
 		return nil, err
 	}
-	v, err := openVmlinux(image)
-	if err != nil {
-		return nil, err
-	}
-	syms, err := readKallsyms(image)
+	return openVmlinux(image)
+}
+
+func (v *vmlinux) profile() (*Profile, error) {
+	syms, err := readKallsyms(v.image)
 	if err != nil {
 		return nil, err
 	}

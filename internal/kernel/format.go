@@ -45,29 +45,58 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // sections are a profile's tables, as slices of its one block of bytes.
 type sections [secCount][]byte
 
+// flat is one format of this family: a header, a table of sections, the sections. The profile is one, the reference
+// of a kernel's code another.
+type flat struct {
+	magic   string
+	version uint32
+	records []int // size of a record by section
+	limit   int
+	err     error
+}
+
+var (
+	profileFormat = &flat{profileMagic, profileVersion, recordSize[:], maxProfile, ErrProfile}
+	refFormat     = &flat{refMagic, refVersion, refRecordSize[:], maxRef, ErrReference}
+)
+
 // pack lays sections out behind a header.
-func pack(s *sections) []byte {
-	n := headerSize + (secCount-1)*sectionSize
-	offsets := [secCount]int{}
-	for id := 1; id < secCount; id++ {
+func pack(s *sections) []byte { return profileFormat.pack(s[:]) }
+
+// unpackSections checks header and section table of a profile, and slices b. It touches no section.
+func unpackSections(b []byte) (*sections, error) {
+	var s sections
+	list, err := profileFormat.unpack(b)
+	if err != nil {
+		return nil, err
+	}
+	copy(s[:], list)
+	return &s, nil
+}
+
+func (f *flat) pack(s [][]byte) []byte {
+	count := len(s) - 1
+	n := headerSize + count*sectionSize
+	offsets := make([]int, len(s))
+	for id := 1; id <= count; id++ {
 		n = (n + 7) &^ 7
 		offsets[id] = n
 		n += len(s[id])
 	}
 	out := make([]byte, n)
 	le := binary.LittleEndian
-	copy(out, profileMagic)
-	le.PutUint32(out[8:], profileVersion)
+	copy(out, f.magic)
+	le.PutUint32(out[8:], f.version)
 	le.PutUint64(out[16:], uint64(n))
-	le.PutUint32(out[28:], secCount-1)
-	for id := 1; id < secCount; id++ {
+	le.PutUint32(out[28:], uint32(count))
+	for id := 1; id <= count; id++ {
 		rec := out[headerSize+(id-1)*sectionSize:]
 		le.PutUint32(rec, uint32(id))
 		le.PutUint64(rec[8:], uint64(offsets[id]))
 		le.PutUint64(rec[16:], uint64(len(s[id])))
 		copy(out[offsets[id]:], s[id])
 	}
-	body := headerSize + (secCount-1)*sectionSize
+	body := headerSize + count*sectionSize
 	le.PutUint32(out[24:], crc32.Checksum(out[body:], castagnoli))
 	le.PutUint32(out[12:], headerSum(out[:body]))
 	return out
@@ -80,42 +109,42 @@ func headerSum(head []byte) uint32 {
 	return crc32.Update(sum, castagnoli, head[16:])
 }
 
-// unpackSections checks header and section table, and slices b. It touches no section.
-func unpackSections(b []byte) (*sections, error) {
+// unpack checks header and section table, and slices b. It touches no section.
+func (f *flat) unpack(b []byte) ([][]byte, error) {
 	le := binary.LittleEndian
-	if len(b) < headerSize || !bytes.HasPrefix(b, []byte(profileMagic)) {
-		return nil, fmt.Errorf("%w: no header", ErrProfile)
+	if len(b) < headerSize || !bytes.HasPrefix(b, []byte(f.magic)) {
+		return nil, fmt.Errorf("%w: no header", f.err)
 	}
-	if v := le.Uint32(b[8:]); v != profileVersion {
-		return nil, fmt.Errorf("%w: version %d, want %d: build it anew", ErrProfile, v, profileVersion)
+	if v := le.Uint32(b[8:]); v != f.version {
+		return nil, fmt.Errorf("%w: version %d, want %d: build it anew", f.err, v, f.version)
 	}
-	if n := le.Uint64(b[16:]); n != uint64(len(b)) || n > maxProfile {
-		return nil, fmt.Errorf("%w: it says %d bytes and has %d", ErrProfile, n, len(b))
+	if n := le.Uint64(b[16:]); n != uint64(len(b)) || n > uint64(f.limit) {
+		return nil, fmt.Errorf("%w: it says %d bytes and has %d", f.err, n, len(b))
 	}
 	count := le.Uint32(b[28:])
 	if count > maxSectionsPrf || headerSize+int(count)*sectionSize > len(b) {
-		return nil, fmt.Errorf("%w: %d sections", ErrProfile, count)
+		return nil, fmt.Errorf("%w: %d sections", f.err, count)
 	}
 	head := b[:headerSize+int(count)*sectionSize]
 	if headerSum(head) != le.Uint32(b[12:]) {
-		return nil, fmt.Errorf("%w: header checksum differs", ErrProfile)
+		return nil, fmt.Errorf("%w: header checksum differs", f.err)
 	}
-	var s sections
+	s := make([][]byte, len(f.records))
 	for rec := head[headerSize:]; len(rec) > 0; rec = rec[sectionSize:] {
 		id := le.Uint32(rec)
 		data, ok := within(b, le.Uint64(rec[8:]), le.Uint64(rec[16:]))
 		if !ok {
-			return nil, fmt.Errorf("%w: section %d out of bounds", ErrProfile, id)
+			return nil, fmt.Errorf("%w: section %d out of bounds", f.err, id)
 		}
-		if id == 0 || id >= secCount {
+		if id == 0 || int(id) >= len(s) {
 			continue // of a later minor addition
 		}
-		if len(data)%recordSize[id] != 0 || s[id] != nil {
-			return nil, fmt.Errorf("%w: section %d has %d bytes", ErrProfile, id, len(data))
+		if len(data)%f.records[id] != 0 || s[id] != nil {
+			return nil, fmt.Errorf("%w: section %d has %d bytes", f.err, id, len(data))
 		}
 		s[id] = data
 	}
-	return &s, nil
+	return s, nil
 }
 
 // bodySum computes the checksum of all that follows the section table.

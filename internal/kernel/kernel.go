@@ -64,6 +64,8 @@ var (
 	ErrUnsupported = errors.New("kernel not supported")
 	// ErrProfile: the bytes are not a profile of this version, or are damaged.
 	ErrProfile = errors.New("bad kernel profile")
+	// ErrReference: the bytes are not a reference of this version, or are damaged.
+	ErrReference = errors.New("bad kernel reference")
 )
 
 // MissingError names what a kernel lacks. It is an ErrUnsupported.

@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"fmt"
 )
 
@@ -11,6 +12,8 @@ type vmlinux struct {
 	image    []byte
 	segments []segment
 	btf      []byte
+	sections []*elf.Section
+	end      uint64 // of the ELF file: behind it are the relocations
 }
 
 // segment is a loadable run of the image.
@@ -44,7 +47,11 @@ func openVmlinux(image []byte) (*vmlinux, error) {
 		}
 		v.segments = append(v.segments, segment{p.Vaddr, data})
 	}
+	v.sections, v.end = f.Sections, elfEnd(image)
 	for _, s := range f.Sections {
+		if s.Type != elf.SHT_NOBITS {
+			v.end = max(v.end, min(s.Offset+s.FileSize, uint64(len(image))))
+		}
 		if s.Name == ".BTF" && s.Type != elf.SHT_NOBITS && s.Flags&elf.SHF_COMPRESSED == 0 {
 			if data, ok := within(image, s.Offset, s.FileSize); ok {
 				v.btf = data
@@ -52,6 +59,17 @@ func openVmlinux(image []byte) (*vmlinux, error) {
 		}
 	}
 	return v, nil
+}
+
+// elfEnd is the end of the tables of sections and segments.
+func elfEnd(image []byte) uint64 {
+	le := binary.LittleEndian
+	if len(image) < 64 {
+		return 0
+	}
+	sections := le.Uint64(image[0x28:]) + uint64(le.Uint16(image[0x3a:]))*uint64(le.Uint16(image[0x3c:]))
+	segments := le.Uint64(image[0x20:]) + uint64(le.Uint16(image[0x36:]))*uint64(le.Uint16(image[0x38:]))
+	return min(max(sections, segments), uint64(len(image)))
 }
 
 // within returns n bytes of b at off.

@@ -90,7 +90,8 @@ const (
 	FileAgent       = "agent"        // connected; only with the exec addition
 	FileRAM         = "ram"          // read-only
 	FileProfile     = "profile"
-	FileProbe       = "probe" // the page shared with QEMU's plugin; only where it is loaded
+	FileProbe       = "probe"     // the page shared with QEMU's plugin; only where it is loaded
+	FileReference   = "reference" // of the kernel's code; absent from older images
 )
 
 // GuardConfig is all a guard needs to know of its machine.

@@ -1,0 +1,314 @@
+package introspect
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"vigia/internal/kernel"
+	"vigia/internal/kernel/patch"
+)
+
+// ErrNoReference: the image holds no reference of its kernel's code.
+var ErrNoReference = errors.New("kernel text can't be checked: the image has no reference of it: build or import the image again")
+
+// Kinds of findings of code.
+const (
+	KindTextChanged   = "text.changed"
+	KindRodataChanged = "rodata.changed"
+)
+
+// UseReference gives the guest the reference of its kernel's code; nil, and why there is none.
+func (g *Guest) UseReference(ref *kernel.Reference, why error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.reference, g.noReference = ref, why
+	if ref == nil && why == nil {
+		g.noReference = ErrNoReference
+	}
+}
+
+// text is the check of code.
+func (c *Checker) text() (Result, error) {
+	g := c.guest
+	g.mu.Lock()
+	ref, why := g.reference, g.noReference
+	g.mu.Unlock()
+	if ref == nil {
+		if why == nil {
+			why = ErrNoReference
+		}
+		return Result{Views: []View{{Check: "text", Name: "kernel text", Unknown: why.Error()}}}, nil
+	}
+	found, stats, err := g.CheckText(ref)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Findings: found, Views: []View{{Check: "text", Name: "kernel text", Count: stats.Bytes}}}, nil
+}
+
+// TextStats says what a check of code looked at.
+type TextStats struct {
+	Bytes   int // compared
+	Changed int // of these, not as they must be
+	Sites   int // places that the kernel writes over
+	Traced  int // of these, calls of the function tracer
+	Modules int // whose text was compared
+	Pages   int // executable pages that were asked whose they are
+	Took    time.Duration
+}
+
+// textWindow is how much is compared at once; while it is, other views wait.
+const textWindow = 128 << 10
+
+const (
+	maxTextFindings = 64
+	maxTextGap      = 16 // bytes that are right between two that are wrong, for them to be told as one change
+	maxTextBytes    = 64 // of a change that are shown
+)
+
+// textCheck is one comparison of a guest's code with what it must be.
+type textCheck struct {
+	*Guest
+	ref    *kernel.Reference
+	object patch.Kernel
+	expect patch.Expect
+	names  patch.Names
+	mode   patch.Mode
+	code   *codeMap
+
+	got, want []byte
+	changes   []change
+	stats     TextStats
+}
+
+// change is a run of bytes that are not what they must be.
+type change struct {
+	addr      uint64
+	got, want []byte
+	n         int
+}
+
+// CheckText compares the kernel's code and read-only data with what ref says they must be.
+func (g *Guest) CheckText(ref *kernel.Reference) ([]Finding, TextStats, error) {
+	if ref == nil {
+		return nil, TextStats{}, ErrNoReference
+	}
+	began := time.Now()
+	defer ref.Trim()
+	if err := ref.Verify(); err != nil {
+		return nil, TextStats{}, err
+	}
+	t := &textCheck{Guest: g, ref: ref}
+	if err := g.view(t.prepare); err != nil {
+		return nil, TextStats{}, err
+	}
+	boot := g.Boot()
+	err := t.segments()
+	if err == nil && g.Boot() != boot {
+		err = ErrNotReady // it was reset meanwhile
+	}
+	if err != nil {
+		return nil, TextStats{}, err
+	}
+	t.stats.Took, t.stats.Sites, t.stats.Traced = time.Since(began), ref.NumSites(), t.expect.Traced
+	return t.findings(), t.stats, nil
+}
+
+// prepare finds out whose code is where, and what the kernel chose at boot.
+func (t *textCheck) prepare() error {
+	if !bytes.Equal(t.ref.Banner(), t.profile.Banner()) {
+		return fmt.Errorf("%w: it is of another kernel", kernel.ErrReference)
+	}
+	var err error
+	if t.code, err = t.codeMap(); err != nil {
+		return err
+	}
+	t.object = patch.Kernel{Ref: t.ref, Slide: t.boot.Slide}
+	t.names = t.textNames()
+	t.mode = patch.Mode{New: t.ref.NewAlternatives(), Features: t.features()}
+	t.expect = patch.Expect{Object: t.object, Mode: &t.mode, Names: &t.names, Env: t}
+	patch.Calibrate(t.object, &t.names, &t.mode, t.Code)
+	return nil
+}
+
+// textNames looks up what the kernel's code writers refer to.
+func (t *textCheck) textNames() patch.Names {
+	at := func(names ...string) uint64 {
+		for _, name := range names {
+			if addr, err := t.profile.Symbol(name); err == nil {
+				return addr + t.boot.Slide
+			}
+		}
+		return 0
+	}
+	return patch.Names{
+		ReturnThunk: at("__x86_return_thunk"), ITSReturn: at("its_return_thunk"),
+		StaticReturn: at("__static_call_return0"), JccReturn: at("__static_call_return"),
+		ParavirtNop: at("nop_func", "_paravirt_nop"), ParavirtBug: at("BUG_func", "paravirt_BUG"),
+		Tracers: []uint64{at("ftrace_caller"), at("ftrace_regs_caller")},
+	}
+}
+
+// features reads the CPU's features, as alternatives ask for them.
+func (t *textCheck) features() []byte {
+	base, err1 := t.profile.Symbol("boot_cpu_data")
+	f, err2 := t.profile.Field("cpuinfo_x86", "x86_capability")
+	if err1 != nil || err2 != nil || f.Size*f.Count > 1024 {
+		return nil
+	}
+	b := make([]byte, f.Size*f.Count)
+	if t.space.Read(base+t.boot.Slide+f.Offset, b) != nil {
+		return nil
+	}
+	return b
+}
+
+// U64 and the rest are what package patch asks of a guest.
+func (t *textCheck) U64(addr uint64) (uint64, bool) {
+	v, err := t.space.U64(addr)
+	return v, err == nil
+}
+
+// Function reports whether addr is code of the kernel's or of a module that is listed.
+func (t *textCheck) Function(addr uint64) bool {
+	o := t.code.at(addr).owner
+	return o == ownerKernel || o == ownerModule || o == ownerAlien
+}
+
+// Tracer reports whether addr is the start of a trampoline of the function tracer.
+func (t *textCheck) Tracer(addr uint64) bool {
+	c := t.code.at(addr)
+	return c.owner == ownerMade && c.start == addr
+}
+
+// Code reads guest memory.
+func (t *textCheck) Code(addr uint64, b []byte) bool { return t.space.Read(addr, b) == nil }
+
+// segments compares the text and the read-only data.
+func (t *textCheck) segments() error {
+	text, ro := t.ref.Text(), t.ref.Rodata()
+	if err := t.compare(text.Addr, text.End()); err != nil {
+		return err
+	}
+	from, to := t.ref.AfterInit()
+	if from < ro.Addr || to > ro.End() || from >= to {
+		return t.compare(ro.Addr, ro.End())
+	}
+	if err := t.compare(ro.Addr, from); err != nil {
+		return err
+	}
+	return t.compare(to, ro.End())
+}
+
+// compare compares a stretch of link addresses, a window at a time.
+func (t *textCheck) compare(from, to uint64) error {
+	for at := from; at < to; at += textWindow {
+		end := min(at+textWindow, to)
+		if err := t.view(func() error { return t.window(at, end, from, to) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// window compares [at, end), reading on both sides as far as a site may reach, but not beyond [low, high).
+func (t *textCheck) window(at, end, low, high uint64) error {
+	start := max(low, at-min(at, patch.Margin))
+	stop := min(high, end+patch.Margin)
+	n := int(stop - start)
+	t.got, t.want = slices.Grow(t.got[:0], n)[:n], slices.Grow(t.want[:0], n)[:n]
+	run := start + t.boot.Slide
+	if read, _ := t.space.ReadSome(run, t.got); read < n {
+		clear(t.got[read:]) // pages that are gone: told as changed
+	}
+	if !t.expect.Window(run, t.got, t.want) {
+		return fmt.Errorf("%w: it lacks %#x", kernel.ErrReference, at)
+	}
+	t.differ(at+t.boot.Slide, t.got[at-start:][:end-at], t.want[at-start:][:end-at])
+	t.stats.Bytes += int(end - at)
+	return nil
+}
+
+// differ notes where got is not want. Runs of changed bytes with few right ones between them are one change.
+func (t *textCheck) differ(addr uint64, got, want []byte) {
+	const step = 256
+	for i := 0; i < len(got); i += step {
+		end := min(i+step, len(got))
+		if bytes.Equal(got[i:end], want[i:end]) {
+			continue
+		}
+		for j := i; j < end; j++ {
+			if got[j] != want[j] {
+				t.stats.Changed++
+				t.changed(addr, j, got, want)
+			}
+		}
+	}
+}
+
+// changed adds the byte at addr+j to the last change, or begins another.
+func (t *textCheck) changed(addr uint64, j int, got, want []byte) {
+	at := addr + uint64(j)
+	if n := len(t.changes); n > 0 {
+		if c := &t.changes[n-1]; at-c.addr < uint64(c.n)+maxTextGap && at >= c.addr {
+			c.n = int(at-c.addr) + 1
+			if from := c.addr - addr; c.addr >= addr && c.n <= maxTextBytes { // else it began in the window before
+				c.got, c.want = slices.Clone(got[from:j+1]), slices.Clone(want[from:j+1])
+			}
+			return
+		}
+	}
+	if len(t.changes) < maxTextFindings {
+		t.changes = append(t.changes, change{addr: at, n: 1, got: []byte{got[j]}, want: []byte{want[j]}})
+	}
+}
+
+// findings tells the changes.
+func (t *textCheck) findings() []Finding {
+	var out []Finding
+	for _, c := range t.changes {
+		out = append(out, t.finding(c))
+	}
+	return out
+}
+
+func (t *textCheck) finding(c change) Finding {
+	f := Finding{Kind: KindTextChanged, Subject: t.symbol(c.addr), Severity: Critical,
+		Evidence: []Evidence{{Address: c.addr, Bytes: c.got, Expected: c.want, Note: t.site(c.addr)}}}
+	what := "the kernel's code"
+	if text := t.ref.Text(); c.addr-t.boot.Slide-text.Addr >= uint64(len(text.Data)) {
+		f.Kind, what = KindRodataChanged, "the kernel's read-only data"
+	}
+	f.Detail = fmt.Sprintf("%s differs in %d bytes from what the kernel file has there and from all that the kernel itself writes", what, c.n)
+	if c.n == 1 {
+		f.Detail = fmt.Sprintf("%s differs in a byte from what the kernel file has there and from all that the kernel itself writes", what)
+	}
+	if len(c.got) > 0 && c.got[0] == 0xcc && f.Kind == KindTextChanged {
+		f.Detail += "; it begins with a breakpoint, as a kprobe's does"
+	}
+	return f
+}
+
+// siteNames say what the kernel writes at a place.
+var siteNames = map[kernel.SiteKind]string{kernel.SiteRetpoline: "an indirect call", kernel.SiteReturn: "a return",
+	kernel.SiteParavirt: "a paravirt call", kernel.SiteAlternative: "an alternative", kernel.SiteEndbr: "a sealed ENDBR",
+	kernel.SiteLock: "a LOCK prefix", kernel.SiteStatic: "a static call", kernel.SiteJump: "a jump label",
+	kernel.SiteFtrace: "a function's start, for the function tracer", kernel.SitePointer: "a constant of the boot",
+	kernel.SiteShift: "a constant of the boot"}
+
+// site names the place that the kernel writes over at an address, if it is one.
+func (t *textCheck) site(addr uint64) string {
+	for i := patch.FirstSite(t.object, addr-min(addr, patch.Margin)); i < t.object.NumSites(); i++ {
+		s := t.object.Site(i)
+		if s.Addr > addr {
+			break
+		}
+		if addr < s.Addr+uint64(s.Len) {
+			return siteNames[s.Kind]
+		}
+	}
+	return ""
+}
