@@ -338,6 +338,20 @@ func (h *host) until(what string, most time.Duration, yes func() bool) {
 	}
 }
 
+// untilSays is until for what a command says: a failure tells its last words.
+func (h *host) untilSays(most time.Duration, word string, args ...string) {
+	h.t.Helper()
+	for deadline := time.Now().Add(most); ; time.Sleep(100 * time.Millisecond) {
+		r := h.vigia(args...)
+		if r.status == 0 && strings.Contains(r.stdout, word) {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("not after %s: %q in what this says: %.6000s\nshow: %s", most, word, r, h.vigia("show", args[1]))
+		}
+	}
+}
+
 // untilState waits for a machine's state and returns it as shown.
 func (h *host) untilState(name, state string, most time.Duration) (m object) {
 	h.t.Helper()

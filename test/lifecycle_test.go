@@ -83,10 +83,7 @@ func lifeShow(g *guest) {
 func lifeViews(g *guest) {
 	g.sh("sleep 4242 & disown")
 	var ours object
-	g.until("the view of the guest's processes has sleep 4242", time.Minute, func() bool {
-		r := g.vigia("ps", "one", "-o", "json")
-		return r.status == 0 && strings.Contains(r.stdout, "sleep 4242")
-	})
+	g.untilSays(time.Minute, "sleep 4242", "ps", "one")
 	list := g.list("ps", "one")
 	if i := slices.IndexFunc(list, func(p object) bool { return p.text("cmdline") == "sleep 4242" }); i >= 0 {
 		ours = list[i]
@@ -222,9 +219,7 @@ func lifeReboot(g *guest) {
 		g.t.Errorf("after a reboot: pid %v (before: %v), %s", m["pid"], pid, m.text("state"))
 	}
 	g.sh("sleep 5151 & disown")
-	g.until("the views follow the new kernel", time.Minute, func() bool {
-		return strings.Contains(g.vigia("ps", "one", "-o", "json").stdout, "sleep 5151")
-	})
+	g.untilSays(time.Minute, "sleep 5151", "ps", "one") // the views follow the new kernel
 }
 
 func lifeStopStart(g *guest) {

@@ -48,6 +48,9 @@ func TestRules(t *testing.T) {
 		t.Errorf("policy ls:\n%s", out)
 	}
 	g := h.run("one", "--net", "off")
+	if out := g.sh("ls -d /dev/virtio-ports /dev/vport* 2>/dev/null; cat /sys/class/virtio-ports/*/name 2>/dev/null; true"); out != "" {
+		t.Errorf("a machine without --additions exec has a channel: %s", out)
+	}
 	g.sh("echo hush >/root/secret; " + dropCaches + "true")
 	g.dies("cat /root/secret")
 	h.untilState("one", "paused", time.Minute)
