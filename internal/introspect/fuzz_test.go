@@ -21,6 +21,9 @@ func (g *Guest) views(t testing.TB, r *recorded) {
 		"system":    func() error { _, err := g.System(); return err },
 		"tables":    func() error { _, err := g.SocketsByTables(); return err },
 		"maps":      func() error { return g.allMaps() },
+		"pulse":     func() error { _, err := g.Pulse(); return err },
+		"glances":   func() error { _, err := g.Glances(nil); return err },
+		"moments":   func() error { return g.allMoments(g.profile) },
 	} {
 		r.reads = 0
 		err := view()

@@ -92,7 +92,10 @@ func (g *Guest) Pulse() (Pulse, error) {
 		if l.modules != 0 {
 			p.Module = r.u64(l.modules + g.boot.Slide)
 		}
-		return r.err
+		if r.err != nil {
+			return ErrTorn
+		}
+		return nil
 	})
 	return p, err
 }
@@ -169,8 +172,12 @@ func (g *Guest) glance(l *glanceLayout, task uint64, t part, visit func(Glance))
 		return nil
 	}
 	r := reader{s: g.space}
-	if back := r.u64(pid + g.layout.pid.tasks); r.err != nil || back != task+at.pidLinks {
-		return r.err
+	back := r.u64(pid + g.layout.pid.tasks)
+	if r.err != nil {
+		return ErrTorn
+	}
+	if back != task+at.pidLinks {
+		return nil
 	}
 	flags := t.u32(at.flags)
 	p := Glance{Task: task, StartTime: t.u64(at.startTime), PID: int64(int32(t.u32(at.pid))), Image: t.u64(at.mm), Threads: 1,

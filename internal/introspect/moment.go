@@ -206,35 +206,38 @@ const (
 )
 
 // Opening says which file the task on a CPU is opening, by the kernel's own walk, which has come to its end.
-func (g *Guest) Opening(cpu int) (Opening, error) {
-	var o Opening
-	err := g.at(cpu, func(l *momentLayout, task uint64) error {
-		r := reader{s: g.space}
-		data := r.u64(task + l.nameData)
-		if r.err != nil || data == 0 {
-			return errNotOpening
-		}
-		mnt, dentry := r.u64(data+l.path), r.u64(data+l.path+g.pathDentry())
-		if r.err != nil || mnt == 0 || dentry == 0 {
-			return errNotOpening
-		}
-		path, err := g.climb(g.scratch[:maxPath], mnt, dentry)
-		if err != nil {
-			return err
-		}
-		o.Path = event.Text(path)
-		c := g.call(l, task)
-		switch c.Number {
-		case callOpen:
-			o.Known, o.Write = true, c.Args[1]&openAccess != 0
-		case callOpenat:
-			o.Known, o.Write = true, c.Args[2]&openAccess != 0
-		case callCreat:
-			o.Known, o.Write = true, true
-		}
-		return nil
+func (g *Guest) Opening(cpu int) (o Opening, err error) {
+	err = g.at(cpu, func(l *momentLayout, task uint64) (err error) {
+		o, err = g.opening(l, task)
+		return err
 	})
 	return o, err
+}
+
+func (g *Guest) opening(l *momentLayout, task uint64) (o Opening, err error) {
+	r := reader{s: g.space}
+	data := r.u64(task + l.nameData)
+	if r.err != nil || data == 0 {
+		return o, errNotOpening
+	}
+	mnt, dentry := r.u64(data+l.path), r.u64(data+l.path+g.pathDentry())
+	if r.err != nil || mnt == 0 || dentry == 0 {
+		return o, errNotOpening
+	}
+	path, err := g.climb(g.scratch[:maxPath], mnt, dentry)
+	if err != nil {
+		return o, err
+	}
+	o.Path = event.Text(path)
+	switch c := g.call(l, task); c.Number {
+	case callOpen:
+		o.Known, o.Write = true, c.Args[1]&openAccess != 0
+	case callOpenat:
+		o.Known, o.Write = true, c.Args[2]&openAccess != 0
+	case callCreat:
+		o.Known, o.Write = true, true
+	}
+	return o, nil
 }
 
 // Numbers of system calls that name a socket by its descriptor first.
@@ -246,38 +249,41 @@ const (
 )
 
 // Connection says which socket the call on a CPU is about. Of io_uring's requests it can't be told.
-func (g *Guest) Connection(cpu int) (Socket, error) {
-	var s Socket
-	err := g.at(cpu, func(l *momentLayout, task uint64) error {
-		c := g.call(l, task)
-		switch c.Number {
-		case callConnect, callListen, callSendto, callSendmsg:
-		default:
-			return errNoSocket
-		}
-		fl, err := g.fileLayout()
-		if err != nil {
-			return err
-		}
-		sl, err := g.socketLayout()
-		if err != nil {
-			return err
-		}
-		r := reader{s: g.space}
-		table := r.u64(r.u64(task+fl.files) + fl.table)
-		fd := c.Args[0]
-		if fd > maxFDs || fd >= uint64(r.u32(table+fl.maxFDs)) || r.err != nil {
-			return errNoSocket
-		}
-		f := openFile{file: r.u64(r.u64(table+fl.fds) + 8*fd), fd: int(fd)}
-		var ok bool
-		if s, ok = g.heldSocket(sl, f); !ok || r.err != nil {
-			return errNoSocket
-		}
-		g.describe(sl, &s, true)
-		return nil
+func (g *Guest) Connection(cpu int) (s Socket, err error) {
+	err = g.at(cpu, func(l *momentLayout, task uint64) (err error) {
+		s, err = g.connection(l, task)
+		return err
 	})
 	return s, err
+}
+
+func (g *Guest) connection(l *momentLayout, task uint64) (Socket, error) {
+	c := g.call(l, task)
+	switch c.Number {
+	case callConnect, callListen, callSendto, callSendmsg:
+	default:
+		return Socket{}, errNoSocket
+	}
+	fl, err := g.fileLayout()
+	if err != nil {
+		return Socket{}, err
+	}
+	sl, err := g.socketLayout()
+	if err != nil {
+		return Socket{}, err
+	}
+	r := reader{s: g.space}
+	table := r.u64(r.u64(task+fl.files) + fl.table)
+	fd := c.Args[0]
+	if fd > maxFDs || fd >= uint64(r.u32(table+fl.maxFDs)) || r.err != nil {
+		return Socket{}, errNoSocket
+	}
+	s, ok := g.heldSocket(sl, openFile{file: r.u64(r.u64(table+fl.fds) + 8*fd), fd: int(fd)})
+	if !ok || r.err != nil {
+		return Socket{}, errNoSocket
+	}
+	g.describe(sl, &s, true)
+	return s, nil
 }
 
 // Coming returns the newest module that is on its way in: its code is there, and has not yet run.

@@ -1,0 +1,331 @@
+package probe
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vigia/internal/event"
+)
+
+// newPage is a page as the daemon makes it.
+func newPage(t testing.TB, size int64, seals int) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("page", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "page")
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// cpu is the plugin's side of one virtual CPU, as probe.c has it.
+type cpu struct {
+	p *page
+	n int
+}
+
+// hold stops the CPU at a point until it is seen, or gives up: it reports whether it was seen.
+func (c cpu) hold(point uint32, patience time.Duration) bool {
+	at := c.p.turn(c.n)
+	held := c.p.u32(at)&^turnMask + 4 | turnHeld
+	c.p.put32(at+slotPoint, point)
+	c.p.put32(at, held)
+	atomic.AddUint32(c.p.word(atBell), 1)
+	if c.p.u32(atAsleep) != 0 {
+		futexWake(c.p.word(atBell))
+	}
+	for end := time.Now().Add(patience); c.p.u32(at) == held; {
+		left := time.Until(end)
+		if left <= 0 {
+			if atomic.CompareAndSwapUint32(c.p.word(at), held, held&^turnMask|turnGone) {
+				c.p.put32(atMute, c.p.u32(atReader))
+				atomic.AddUint64(c.p.long(at+slotLost), 1)
+				return false
+			}
+			return true
+		}
+		futexWait(c.p.word(at), held, left)
+	}
+	return true
+}
+
+// stage is a guest whose CPUs show what a test puts before them.
+type stage struct {
+	scene
+	moment atomic.Pointer[Moment]
+	slow   atomic.Int64 // how long a look takes
+}
+
+func (s *stage) Sight(cpus int) (Sight, error) {
+	return Sight{Slide: 2 << 20, Current: make([]uint64, cpus)}, nil
+}
+func (s *stage) Moment(int) (Moment, error) {
+	time.Sleep(time.Duration(s.slow.Load()))
+	if m := s.moment.Load(); m != nil {
+		return *m, nil
+	}
+	return Moment{}, errGone
+}
+func (s *stage) Opening(int) (Opening, error) {
+	return Opening{Path: "/etc/shadow", Known: true}, nil
+}
+func (s *stage) Connection(int) (Connection, error) {
+	return Connection{"tcp", "0.0.0.0:1", "192.0.2.1:2"}, nil
+}
+func (s *stage) Coming() (Module, error) { return Module{"evil", 1, 2}, nil }
+
+type probed struct {
+	t     *testing.T
+	file  *os.File
+	stage *stage
+	w     *Watcher
+	told  chan event.Event
+	page  *page
+	stop  func() // and wait until it has
+}
+
+func symbol(name string) (uint64, error) {
+	if name == "tcp_connect" {
+		return 0, errors.New("no such symbol")
+	}
+	return 0xffffffff81000000 + uint64(len(name))<<4, nil
+}
+
+// probe runs a watcher on a page that a plugin has taken up.
+func newProbed(t *testing.T) *probed {
+	t.Helper()
+	p := &probed{t: t, file: newPage(t, PageSize, unix.F_SEAL_SHRINK), stage: &stage{}, told: make(chan event.Event, 1000)}
+	p.start()
+	return p
+}
+
+func (p *probed) start() {
+	p.t.Helper()
+	var err error
+	p.w, err = NewWatcher(Options{Page: p.file, CPUs: 2, Symbol: symbol, Eyes: func() (Eyes, error) { return p.stage, nil },
+		Emit: func(k event.Kind, f event.Fields) { p.told <- event.Event{Kind: k, Fields: f} }})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if p.page, err = openPage(p.file); err != nil {
+		p.t.Fatal(err)
+	}
+	p.page.put64(atAlive, pageMagic)
+	p.page.put32(atReads, 1)
+	p.w.Watch([]string{"/etc/shadow"}, func(path string) (string, bool) { return path, path == "/etc/shadow" })
+	before := p.page.u32(atReader)
+	ctx, cancel := context.WithCancel(p.t.Context())
+	over := make(chan struct{})
+	go func() { p.w.Run(ctx); close(over) }()
+	p.stop = func() { cancel(); <-over }
+	for p.page.u32(atReader) == before {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (p *probed) next() event.Event {
+	p.t.Helper()
+	select {
+	case e := <-p.told:
+		return e
+	case <-time.After(10 * time.Second):
+		p.t.Fatal("nothing was told")
+	}
+	return event.Event{}
+}
+
+// number is that of a point in the page.
+func (p *probed) number(symbol string) uint32 {
+	for i, k := range p.w.kinds {
+		if k.symbol == symbol {
+			return uint32(i)
+		}
+	}
+	p.t.Fatal("no point", symbol)
+	return 0
+}
+
+func TestWatcher(t *testing.T) {
+	p := newProbed(t)
+	c := cpu{p.page, 1}
+	p.stage.moment.Store(&Moment{Process: Process{PID: 7, PPID: 1, UID: 1000, EUID: 1000, Comm: "x", Exe: "/bin/x", Cmdline: "x 1"}, Last: true, Exit: 3 << 8})
+	for _, step := range []struct {
+		point string
+		kind  event.Kind
+		field string
+		want  any
+	}{
+		{"schedule_tail", event.ProcessForked, "pid", int64(7)},
+		{"proc_exec_connector", event.ProcessStarted, "cmdline", "x 1"},
+		{"security_file_open", event.FileOpened, "path", "/etc/shadow"},
+		{"inet_csk_listen_start", event.SocketListening, "local", "0.0.0.0:1"},
+		{"do_init_module", event.ModuleLoaded, "name", "evil"},
+		{"taskstats_exit", event.ProcessExited, "exit_code", int64(3)},
+	} {
+		if !c.hold(p.number(step.point), 10*time.Second) {
+			t.Fatalf("%s: nobody looked", step.point)
+		}
+		if e := p.next(); e.Kind != step.kind || e.Fields[step.field] != step.want || e.Fields["comm"] != "x" {
+			t.Errorf("%s: %+v", step.point, e)
+		}
+	}
+	p.stage.moment.Store(&Moment{Process: Process{PID: 7, UID: 1000, EUID: 1000}})
+	c.hold(p.number("schedule_tail"), 10*time.Second)
+	p.next()
+	c.hold(p.number("proc_id_connector"), 10*time.Second) // a group id: nothing is told
+	p.stage.moment.Store(&Moment{Process: Process{PID: 7}})
+	c.hold(p.number("proc_id_connector"), 10*time.Second)
+	if e := p.next(); e.Kind != event.ProcessCredentials || e.Fields["uid"] != int64(0) || e.Fields["old_uid"] != int64(1000) {
+		t.Errorf("%+v", e)
+	}
+	for _, m := range []Moment{{Thread: true}, {Kernel: true}} {
+		p.stage.moment.Store(&m)
+		c.hold(p.number("schedule_tail"), 10*time.Second)
+	}
+	if len(p.told) > 0 {
+		t.Errorf("a thread or a kernel thread is told of: %+v", <-p.told)
+	}
+	if s := p.w.State(); !strings.Contains(s, "no tcp_connect") {
+		t.Errorf("what the kernel lacks is not said: %q", s)
+	}
+}
+
+// TestTooLate: what is seen of a CPU that did not wait is not told, and is counted. The next one is looked at again.
+func TestTooLate(t *testing.T) {
+	p := newProbed(t)
+	c := cpu{p.page, 0}
+	p.stage.moment.Store(&Moment{Process: Process{PID: 7, Comm: "late"}})
+	p.stage.slow.Store(int64(300 * time.Millisecond))
+	if c.hold(p.number("schedule_tail"), 20*time.Millisecond) {
+		t.Fatal("it was seen in time")
+	}
+	p.stage.slow.Store(0)
+	e := p.next()
+	if e.Kind != event.ProcessMissed || e.Fields["count"] != int64(1) {
+		t.Errorf("%+v", e)
+	}
+	if p.page.u32(atMute) == p.page.u32(atReader) {
+		t.Error("the guard is still thought to be silent")
+	}
+	if !c.hold(p.number("schedule_tail"), 10*time.Second) {
+		t.Error("nobody looks any more")
+	}
+	if e := p.next(); e.Kind != event.ProcessForked {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestTakeOver: a CPU that was held for a dead guard is let go unseen, and the numbers of points are the page's.
+func TestTakeOver(t *testing.T) {
+	p := newProbed(t)
+	p.stop()
+	old := p.w
+	left := p.page.turn(1)
+	p.page.put32(left, 400|turnHeld) // asked of one that was killed
+	p.page.put32(atReader, 77)
+	p.page.put64(atPoint, 0x1234) // of another version of vigia
+	p.start()
+	if p.page.u32(left)&turnMask == turnHeld {
+		t.Error("the CPU is still held")
+	}
+	if p.w.kinds[0] != nil || p.w.kinds[1] == nil || len(p.w.kinds) != len(old.kinds) {
+		t.Errorf("points: %v", p.w.kinds)
+	}
+}
+
+func TestPageRefused(t *testing.T) {
+	for name, f := range map[string]*os.File{
+		"short":    newPage(t, 4096, unix.F_SEAL_SHRINK),
+		"not kept": newPage(t, PageSize, 0),
+	} {
+		if _, err := openPage(f); !errors.Is(err, ErrPage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	plain, err := os.Create(t.TempDir() + "/page")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if err := plain.Truncate(PageSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openPage(plain); !errors.Is(err, ErrPage) {
+		t.Errorf("a file that can be cut short: %v", err)
+	}
+}
+
+// FuzzPage lets QEMU write what it likes into the page: a watcher reads it, tells and survives.
+func FuzzPage(f *testing.F) {
+	f.Add([]byte{}, uint64(1))
+	f.Add([]byte{0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, uint64(2))
+	f.Fuzz(func(t *testing.T, b []byte, seed uint64) {
+		file := newPage(t, PageSize, unix.F_SEAL_SHRINK)
+		p, err := openPage(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := rand.New(rand.NewPCG(seed, 1))
+		scribble := func() {
+			for i := 0; i+8 < len(b); i += 9 {
+				at := (int(b[i])<<8 | int(b[i+1])) % (PageSize - 8) &^ 7
+				p.put64(at, binary.LittleEndian.Uint64(b[i+1:]))
+			}
+			for range 20 {
+				p.put32(p.turn(r.IntN(maxCPUs)), r.Uint32())
+				p.put32(p.turn(r.IntN(maxCPUs))+slotPoint, r.Uint32N(80))
+			}
+		}
+		if seed%2 == 0 {
+			p.put64(atAlive, pageMagic)
+			p.put32(atPoints, r.Uint32())
+		}
+		s := &stage{}
+		s.moment.Store(&Moment{Process: Process{PID: 1}})
+		w, err := NewWatcher(Options{Page: file, CPUs: 64, Symbol: symbol, Eyes: func() (Eyes, error) { return s, nil }, Emit: func(event.Kind, event.Fields) {}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Watch([]string{"/etc/shadow", "**"}, func(p string) (string, bool) { return p, true })
+		w.page.takeOver(w.cpus)
+		for range 8 {
+			scribble()
+			w.sweep()
+			w.tend()
+			w.Rebooted()
+		}
+		_ = unix.Munmap(p.b)
+		_ = unix.Munmap(w.page.b)
+	})
+}
+
+func TestAnchors(t *testing.T) {
+	for path, want := range map[string]anchor{
+		"/etc/shadow": {"shadow", nameIs}, "/etc/pam.d/**": {"pam.d", nameIs}, "/etc/ssh/ssh_host_**": {"ssh_host_", nameBegins},
+		"**/.ssh/id_**": {".ssh", nameIs}, "/etc/cron**": {"cron", nameBegins}, "**.bashrc": {".bashrc", nameEnds}, "**": {"", nameAny},
+		"/x/" + strings.Repeat("n", 100): {strings.Repeat("n", 60), nameBegins},
+	} {
+		if got := anchorOf(path); got != want {
+			t.Errorf("%s: %+v, want %+v", path, got, want)
+		}
+	}
+	if got := anchors([]string{"/a", "/b/a", "**"}); len(got) != 1 || got[0].how != nameAny {
+		t.Errorf("a pattern that any file may fit: %v", got)
+	}
+}
