@@ -55,14 +55,15 @@ func StateDir(flag string) (string, error) {
 
 // Client holds a client of each service.
 type Client struct {
-	State    string
-	Machines vigiav1connect.MachinesClient
-	Views    vigiav1connect.ViewsClient
-	Images   vigiav1connect.ImagesClient
-	Events   vigiav1connect.EventsClient
-	Policy   vigiav1connect.PolicyClient
-	Ledger   vigiav1connect.LedgerClient
-	Daemon   vigiav1connect.DaemonClient
+	State       string
+	Machines    vigiav1connect.MachinesClient
+	Checkpoints vigiav1connect.CheckpointsClient
+	Views       vigiav1connect.ViewsClient
+	Images      vigiav1connect.ImagesClient
+	Events      vigiav1connect.EventsClient
+	Policy      vigiav1connect.PolicyClient
+	Ledger      vigiav1connect.LedgerClient
+	Daemon      vigiav1connect.DaemonClient
 }
 
 // Dial makes a client of the daemon on the state directory. It does not connect: the first call does, and returns
@@ -79,14 +80,15 @@ func Dial(state string) *Client {
 	const base = "http://vigia"
 	limit := connect.WithReadMaxBytes(MaxMessage)
 	return &Client{
-		State:    state,
-		Machines: vigiav1connect.NewMachinesClient(hc, base, limit),
-		Views:    vigiav1connect.NewViewsClient(hc, base, connect.WithReadMaxBytes(MaxView)),
-		Images:   vigiav1connect.NewImagesClient(hc, base, limit),
-		Events:   vigiav1connect.NewEventsClient(hc, base, limit),
-		Policy:   vigiav1connect.NewPolicyClient(hc, base, limit),
-		Ledger:   vigiav1connect.NewLedgerClient(hc, base, limit),
-		Daemon:   vigiav1connect.NewDaemonClient(hc, base, limit),
+		State:       state,
+		Machines:    vigiav1connect.NewMachinesClient(hc, base, limit),
+		Checkpoints: vigiav1connect.NewCheckpointsClient(hc, base, limit),
+		Views:       vigiav1connect.NewViewsClient(hc, base, connect.WithReadMaxBytes(MaxView)),
+		Images:      vigiav1connect.NewImagesClient(hc, base, limit),
+		Events:      vigiav1connect.NewEventsClient(hc, base, limit),
+		Policy:      vigiav1connect.NewPolicyClient(hc, base, limit),
+		Ledger:      vigiav1connect.NewLedgerClient(hc, base, limit),
+		Daemon:      vigiav1connect.NewDaemonClient(hc, base, limit),
 	}
 }
 

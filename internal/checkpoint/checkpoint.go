@@ -95,3 +95,11 @@ var (
 	ErrNotFound = errors.New("no such checkpoint")
 	ErrDamaged  = errors.New("checkpoint is damaged")
 )
+
+// The sub-commands of the processes that work on a machine's memory (package keeper), and what QEMU needs for a moment so
+// that its memory can be protected.
+const (
+	KeeperCommand = "keeper"
+	PlantCommand  = "plant"
+	Device        = "/dev/userfaultfd"
+)

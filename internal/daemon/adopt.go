@@ -32,10 +32,20 @@ func (d *Daemon) adoptAll(back *undo) error {
 		d.machines[m.name()] = m
 		if m.rec.Run != nil {
 			wg.Go(func() { d.adopt(m) })
+		} else {
+			d.settleStopped(m)
 		}
 	}
 	wg.Wait()
+	d.sweepLayers()
 	return d.sweepUnknown()
+}
+
+// settleStopped ends what was begun with the disk of a machine that does not run.
+func (d *Daemon) settleStopped(m *machine) {
+	if err := errors.Join(m.recoverLayers(d.ctx), m.finishRollback(d.ctx)); err != nil {
+		d.log.Error("a machine's disk is not settled", "machine", m.name(), "error", err)
+	}
 }
 
 func (d *Daemon) farewell() {
@@ -70,17 +80,21 @@ func (d *Daemon) adopt(m *machine) {
 	qemu, err := jail.Adopt(ref.QEMU.PID, ref.QEMU.Start)
 	if err != nil {
 		m.finish(d.ctx, jail.Exit{})
+		d.settleStopped(m)
 		return
 	}
 	if m.guard != nil {
 		ctx, cancel := context.WithTimeout(d.ctx, workerStart)
-		files, err := m.guard.conn.Call(ctx, link.CallRAM, nil, nil)
+		files, err := m.giveBackRAM(ctx, qemu.PID)
 		cancel()
 		if err == nil && len(files) == 1 {
 			m.keepRAM(files[0])
 		} else {
 			closeFiles(files)
 		}
+	}
+	if err := m.recoverLayers(d.ctx); err != nil {
+		d.log.Error("the layers of a disk are not settled: no checkpoint can be made", "machine", m.name(), "error", err)
 	}
 	r := &run{qemu: qemu, ended: make(chan struct{})}
 	m.mu.Lock()

@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"vigia/internal/checkpoint"
 	"vigia/internal/convert"
 	"vigia/internal/event"
 	"vigia/internal/host"
@@ -65,13 +66,16 @@ type Daemon struct {
 	asked       *event.Flood // calls that change nothing
 	left        unfinished   // by the last daemon
 	groups      *jail.Tree
+	checkpoints *checkpoint.Store
 	qemu        string // the program
+	qemuVersion string
 	accelerator string
 	started     time.Time
 	responses   chan policy.Decision
 
 	mu       sync.Mutex
 	machines map[string]*machine // by name
+	shared   map[checkpoint.ID]*shared
 	rules    []policy.Rule
 	stopping bool
 	tasks    sync.WaitGroup
@@ -82,10 +86,10 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &Daemon{ctx: ctx, cancel: cancel, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
-		machines: map[string]*machine{}, responses: make(chan policy.Decision, 1024)}
+		machines: map[string]*machine{}, shared: map[checkpoint.ID]*shared{}, responses: make(chan policy.Decision, 1024)}
 	var back undo
 	defer back.unwind()
-	for _, step := range []func(*undo) error{d.takeState, d.findHost, d.loadRules, d.openLedger, d.openStore, d.openImages, d.adoptAll, d.serve} {
+	for _, step := range []func(*undo) error{d.takeState, d.findHost, d.loadRules, d.openLedger, d.openStore, d.openImages, d.openCheckpoints, d.adoptAll, d.serve} {
 		if err := step(&back); err != nil {
 			return err
 		}
@@ -168,7 +172,7 @@ func (d *Daemon) findHost(*undo) error {
 	if err != nil {
 		return err
 	}
-	d.qemu = qemu.Path
+	d.qemu, d.qemuVersion = qemu.Path, qemu.Version.String()
 	accelerator, err := choose(d.opts.Accelerator, h.Accelerator())
 	if err != nil {
 		return err
@@ -273,6 +277,18 @@ func (d *Daemon) openImages(*undo) error {
 		return err
 	}
 	d.images = s
+	return nil
+}
+
+func (d *Daemon) openCheckpoints(*undo) error {
+	s, err := checkpoint.Open(d.files.path("checkpoints"))
+	if err != nil {
+		return fmt.Errorf("checkpoints: %w", err)
+	}
+	for id, err := range s.Damaged() {
+		d.log.Error("a checkpoint can't be used", "checkpoint", id, "error", err)
+	}
+	d.checkpoints = s
 	return nil
 }
 

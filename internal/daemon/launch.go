@@ -49,7 +49,9 @@ type launch struct {
 	guard   *worker
 	sockets socketDir
 	back    undo
-	files   []*os.File // QEMU's descriptors, from 3 on
+	files   []*os.File   // QEMU's descriptors, from 3 on
+	resume  *restoration // a checkpoint that it goes on from
+	shared  *shared      // whose memory it maps for itself
 	publish []*os.File
 	plugin  string // QEMU's, where it gets one
 }
@@ -65,6 +67,11 @@ func (m *machine) start(ctx context.Context) error {
 		return errEnding
 	}
 	defer m.d.tasks.Done()
+	return m.startLocked(ctx)
+}
+
+// startLocked is start for who has the machine's lock.
+func (m *machine) startLocked(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(m.d.ctx, func() { cancel(errEnding) })()
@@ -76,7 +83,7 @@ func (m *machine) start(ctx context.Context) error {
 	m.cancelStart = cancel
 	m.mu.Unlock()
 	l := &launch{machine: m, state: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
-	err = l.steps(ctx)
+	err := l.steps(ctx)
 	if err != nil {
 		l.back.unwind()
 		if cause := context.Cause(ctx); cause != nil {
@@ -184,6 +191,13 @@ func (l *launch) makeRAM(context.Context) error {
 	if free, err := freeBytes(l.d.files.ram); err == nil && free < size {
 		return fmt.Errorf("memory %s: only %d MiB are free in /dev/shm: use less, stop another machine, or enlarge it (mount -o remount,size=… /dev/shm)", vm.FormatSize(size), free>>20)
 	}
+	from, err := l.goesOnFrom()
+	if err != nil {
+		return err
+	}
+	if from != nil && l.rec.Shares {
+		return l.shareRAM(*from)
+	}
 	path := l.d.files.ramFile(l.id())
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
@@ -193,6 +207,13 @@ func (l *launch) makeRAM(context.Context) error {
 	l.back.push(func() { os.Remove(path) })
 	if err := f.Truncate(int64(size)); err != nil {
 		return fmt.Errorf("memory: %w", err)
+	}
+	if from != nil {
+		out, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+		l.putBack(l.d.restore(l.d.ctx, l.machine, *from, out))
 	}
 	return l.give(f)
 }
@@ -296,7 +317,7 @@ func (l *launch) startQEMU(ctx context.Context) error {
 		return err
 	}
 	args := qemu.Args(qemu.Config{Spec: &l.rec.Spec, Accelerator: l.state.Accelerator, Paths: paths,
-		Cmdline: l.img.Cmdline, FDs: l.descriptors(), Reconnect: 300})
+		Cmdline: l.img.Cmdline, FDs: l.descriptors(), Reconnect: 300, Origin: l.rec.origin(), Incoming: l.resume != nil, PrivateRAM: l.shared != nil})
 	log, err := os.OpenFile(l.d.files.workerLog(l.id(), "qemu"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -327,6 +348,9 @@ func (l *launch) startQEMU(ctx context.Context) error {
 // long for its address.
 func (l *launch) paths() (qemu.Paths, []jail.Bind, error) {
 	ram, sockets := l.d.files.ramFile(l.id()), l.d.files.qemuDir(l.id())
+	if l.shared != nil {
+		ram = l.shared.path
+	}
 	p := qemu.Paths{RAM: ram, Kernel: l.img.Path(image.PartKernel), NBD: filepath.Join(sockets, qemu.NBDSocket)}
 	binds := []jail.Bind{
 		{Source: ram, Write: true, Reason: "the guest's memory"},
@@ -359,6 +383,11 @@ func (l *launch) letGo(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
+	if l.resume != nil {
+		if err := l.load(ctx); err != nil {
+			return err
+		}
+	}
 	if _, err := l.guard.conn.Call(ctx, link.CallRun, nil, nil); err != nil {
 		return l.whyNot(err)
 	}
@@ -372,6 +401,7 @@ func (l *launch) settle(ctx context.Context) error {
 	l.mu.Lock()
 	before := l.rec
 	l.rec.Run, l.rec.Failed, l.rec.Ended, l.rec.Reason, l.rec.Paused = &l.state, false, vm.EndedNone, "", false
+	l.rec.Resume = ""
 	err := l.save(ctx)
 	if err != nil {
 		l.rec = before

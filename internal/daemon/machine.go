@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"vigia/internal/checkpoint"
 	"vigia/internal/event"
 	"vigia/internal/jail"
 	"vigia/internal/link"
@@ -31,6 +32,27 @@ type record struct {
 	Reason      string    `json:"reason"`
 	Paused      bool      `json:"paused"`
 	Run         *runState `json:"run,omitempty"`
+
+	// The disk's layers over the image's, the lowest first (layers.go). Pending is one of them, or the next, while the
+	// overlay changes its place.
+	Layers  []string `json:"layers,omitempty"`
+	Pending string   `json:"pending,omitempty"`
+	// Checkpoint is the last one of this machine's line. Resume is where the next start goes on from, Rollback where a
+	// rollback that was begun leads.
+	Checkpoint checkpoint.ID `json:"checkpoint,omitempty"`
+	Resume     checkpoint.ID `json:"resume,omitempty"`
+	Rollback   checkpoint.ID `json:"rollback,omitempty"`
+	// Origin is whose hardware a clone has. Shares: it maps its checkpoint's memory for itself.
+	Origin vm.ID `json:"origin,omitempty"`
+	Shares bool  `json:"shares,omitempty"`
+}
+
+// origin is whose hardware the machine has.
+func (r *record) origin() vm.ID {
+	if r.Origin != "" {
+		return r.Origin
+	}
+	return r.Spec.ID
 }
 
 // runState names the processes of a machine that runs.
@@ -43,7 +65,9 @@ type runState struct {
 	Publish     []vm.Publish              `json:"publish"` // with the ports that were chosen
 	InForce     map[string][]jail.Measure `json:"in_force"`
 	Probe       string                    `json:"probe,omitempty"` // why QEMU has no plugin; empty: it has
-	Asked       vm.Ended                  `json:"asked,omitempty"` // the end that was asked for: stopped or forced
+	PrivateRAM  bool                      `json:"private_ram,omitempty"`
+	Shared      checkpoint.ID             `json:"shared,omitempty"` // whose memory's file it has mapped
+	Asked       vm.Ended                  `json:"asked,omitempty"`  // the end that was asked for: stopped or forced
 }
 
 // worked notes a worker that took its place.
@@ -72,6 +96,7 @@ type machine struct {
 	run         *run   // nil: it does not run
 	guard       *worker
 	gate        *worker
+	keeper      *keeper
 	ram         *os.File // the guest's memory, never looked at here: kept to be handed to a guard
 	page        *os.File // shared by guard and QEMU plugin: kept as ram is
 	sampled     string   // why QEMU has no plugin, while the machine starts
@@ -147,11 +172,11 @@ func (m *machine) note(why string) {
 	m.why = why
 }
 
-// FirstUID begins the user ids for machines, as root: three for each, below the range that containers use and above what systemd gives
+// FirstUID begins the user ids for machines, as root: four for each, below the range that containers use and above what systemd gives
 // out (systemd's UIDS-GIDS.md: 0x70000000 and up is free).
 const FirstUID = 0x70000000
 
-var uidOffset = map[string]uint32{"qemu": 0, "guard": 1, "gate": 2}
+var uidOffset = map[string]uint32{"qemu": 0, "guard": 1, "gate": 2, "keeper": 3}
 
 // user returns the own identity of one of the machine's processes; nil where vigia does not run as root.
 func (m *machine) user(process string) *jail.User {

@@ -53,6 +53,12 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	add(link.FileOverlay, overlay, oerr)
 	layers, lerr := img.OpenDisk()
 	add(link.FileLayer, nil, lerr)
+	rec := m.record()
+	for _, name := range rec.Layers {
+		f, ferr := openLayer(d.files.layer(name), name == rec.Pending)
+		add("a layer", nil, ferr)
+		layers = append(layers, f)
+	}
 	for i, f := range layers {
 		add(link.FileLayer+strconv.Itoa(i), f, nil)
 	}
@@ -73,7 +79,9 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 		}
 		add(name, f, ferr)
 	}
-	if ram, rerr := d.openRAM(m, qemu); rerr == nil {
+	if m.private() {
+		cfg.PrivateRAM = true
+	} else if ram, rerr := d.openRAM(m, qemu); rerr == nil {
 		add(link.FileRAM, ram, nil)
 	} else if qemu != nil {
 		d.log.Warn("the new guard can't see its machine's memory", "machine", m.name(), "error", rerr)
@@ -95,6 +103,14 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 		add(name, f, ferr)
 	}
 	return files, err
+}
+
+// openLayer opens a frozen layer; one that may have been the overlay when something was killed is frozen by who opens it.
+func openLayer(path string, unsettled bool) (*os.File, error) {
+	if unsettled {
+		return os.OpenFile(path, os.O_RDWR, 0)
+	}
+	return os.Open(path)
 }
 
 // openRAM opens the guest's memory for reading: by its name while the machine starts. Afterwards the name is gone, and
@@ -159,7 +175,7 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 	if err != nil {
 		return nil, err
 	}
-	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.id()).String(), Rules: m.rec.Spec.Net.Rules,
+	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.origin()).String(), Rules: m.rec.Spec.Net.Rules,
 		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined}
 	_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, listeners...)
 	if err == nil {

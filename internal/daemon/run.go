@@ -136,6 +136,14 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 		w.end()
 		return err
 	}
+	if m.private() {
+		if err := m.showMemory(ctx, w, r.qemu.PID); err != nil {
+			d.log.Warn("the new guard can't see its machine's memory", "machine", m.name(), "error", err)
+		}
+	}
+	if !m.record().Paused { // the guard may have died in the middle of a checkpoint
+		w.conn.Call(ctx, link.CallResume, nil, nil)
+	}
 	d.giveClock(ctx, m, w, r.qemu.PID)
 	m.setWorker("guard", w)
 	return m.change(ctx, func(r *record) { r.Run.worked(w) })
@@ -183,7 +191,15 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	m.drain(ctx, guard, gate)
 	guard.end()
 	gate.end()
+	m.mu.Lock()
+	k := m.keeper
+	m.keeper = nil
+	m.mu.Unlock()
+	k.end()
 	m.d.sweepRun(m.id())
+	if rec.Run.Shared != "" {
+		m.d.unshare(rec.Run.Shared)
+	}
 	m.mu.Lock()
 	if m.run != nil {
 		m.run.qemu.Close()

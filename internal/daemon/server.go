@@ -19,6 +19,7 @@ import (
 
 	"vigia/internal/api"
 	"vigia/internal/api/vigiav1/vigiav1connect"
+	"vigia/internal/checkpoint"
 	"vigia/internal/event"
 	"vigia/internal/image"
 	"vigia/internal/link"
@@ -55,6 +56,7 @@ func (d *Daemon) serve(back *undo) error {
 	opts := []connect.HandlerOption{connect.WithInterceptors(access{d}), connect.WithReadMaxBytes(api.MaxMessage), connect.WithRecover(d.recovered)}
 	mount := func(path string, h http.Handler) { mux.Handle(path, h) }
 	mount(vigiav1connect.NewMachinesHandler(machinesServer{d}, opts...))
+	mount(vigiav1connect.NewCheckpointsHandler(checkpointsServer{d}, opts...))
 	mount(vigiav1connect.NewViewsHandler(viewsServer{d}, opts...))
 	mount(vigiav1connect.NewImagesHandler(imagesServer{d}, opts...))
 	mount(vigiav1connect.NewEventsHandler(eventsServer{d}, opts...))
@@ -147,7 +149,7 @@ func onlyAsks(procedure string) bool {
 	case vigiav1connect.MachinesListProcedure, vigiav1connect.MachinesShowProcedure, vigiav1connect.MachinesConsoleLogProcedure,
 		vigiav1connect.ViewsProcessesProcedure, vigiav1connect.ViewsModulesProcedure, vigiav1connect.ViewsSocketsProcedure,
 		vigiav1connect.ViewsFilesProcedure, vigiav1connect.ViewsMapsProcedure, vigiav1connect.ViewsKernelProcedure,
-		vigiav1connect.ViewsCheckProcedure, vigiav1connect.ImagesListProcedure, vigiav1connect.EventsListProcedure, vigiav1connect.PolicyListProcedure, vigiav1connect.LedgerHeadProcedure,
+		vigiav1connect.ViewsCheckProcedure, vigiav1connect.ImagesListProcedure, vigiav1connect.CheckpointsListProcedure, vigiav1connect.EventsListProcedure, vigiav1connect.PolicyListProcedure, vigiav1connect.LedgerHeadProcedure,
 		vigiav1connect.DaemonInfoProcedure:
 		return true
 	}
@@ -207,7 +209,7 @@ func coded(err error) error {
 		return err
 	case errors.Is(err, vm.ErrInvalid):
 		return connect.NewError(connect.CodeInvalidArgument, err)
-	case errors.Is(err, errNoMachine), errors.Is(err, image.ErrUnknown):
+	case errors.Is(err, errNoMachine), errors.Is(err, image.ErrUnknown), errors.Is(err, checkpoint.ErrNotFound):
 		return connect.NewError(connect.CodeNotFound, err)
 	case errors.Is(err, errExists):
 		return connect.NewError(connect.CodeAlreadyExists, err)

@@ -19,7 +19,6 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/store"
 	"vigia/internal/vm"
-	"vigia/internal/volume"
 )
 
 // What a machine gets where nothing is said.
@@ -127,49 +126,7 @@ func parseRules(texts []string) ([]vm.NetRule, error) {
 
 // create makes a machine's record and its overlay: a clone of the image's disk, in the time it takes to make one file.
 func (d *Daemon) create(ctx context.Context, spec vm.Spec) (*machine, error) {
-	m := newMachine(d, record{Spec: spec})
-	d.mu.Lock()
-	if d.machines[spec.Name] != nil {
-		d.mu.Unlock()
-		return nil, fmt.Errorf("machine %s %w: choose another name, or remove it with: vigia rm %s", spec.Name, errExists, spec.Name)
-	}
-	d.machines[spec.Name] = m
-	d.mu.Unlock()
-	if err := d.makeDisk(m); err != nil {
-		d.forget(m)
-		return nil, fmt.Errorf("disk of %s: %w", spec.Name, err)
-	}
-	if _, err := store.Create(ctx, d.store, machineKey(spec.ID), m.rec); err != nil {
-		d.forget(m)
-		return nil, fmt.Errorf("record of %s: %w", spec.Name, err)
-	}
-	d.bus.emit(spec.Name, event.MachineCreated, event.Fields{"image": spec.Image, "image_id": spec.ImageID, "id": string(spec.ID), "owner": spec.Owner, "purpose": spec.Purpose})
-	return m, nil
-}
-
-func (d *Daemon) makeDisk(m *machine) error {
-	img, err := d.images.Get(m.rec.Spec.ImageID)
-	if err != nil {
-		return err
-	}
-	layers, err := img.OpenDisk()
-	if err != nil {
-		return err
-	}
-	defer closeFiles(layers)
-	base, err := volume.ReadInfo(layers[len(layers)-1])
-	if err != nil {
-		return err
-	}
-	if err := os.Mkdir(d.files.machine(m.id()), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(d.files.overlay(m.id()), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return volume.Create(f, volume.CreateOptions{Size: base.Size, Parent: base.ID})
+	return d.createFrom(ctx, record{Spec: spec})
 }
 
 // forget takes a machine out of the daemon's list and its files off the disk.
@@ -282,6 +239,7 @@ func (s machinesServer) Remove(ctx context.Context, r *connect.Request[vigiav1.R
 	if err := s.d.remove(context.WithoutCancel(ctx), m); err != nil {
 		return nil, err
 	}
+	s.d.sweepLayers()
 	return connect.NewResponse(&vigiav1.RemoveResponse{}), nil
 }
 
@@ -292,7 +250,7 @@ func (m *machine) brief() *vigiav1.Machine {
 	out := &vigiav1.Machine{Name: s.Name, Id: string(s.ID), State: string(state), Image: s.Image, ImageId: s.ImageID,
 		MemoryBytes: s.Memory, Cpus: int32(s.CPUs), Net: s.Net.Mode, Owner: s.Owner, Purpose: s.Purpose, Labels: s.Labels,
 		Additions: s.Additions, Created: timestamppb.New(s.Created), Quarantined: rec.Quarantined,
-		Ended: string(rec.Ended), Reason: rec.Reason, Accelerator: m.d.accelerator}
+		Checkpoint: string(rec.Checkpoint), Origin: string(rec.Origin), Ended: string(rec.Ended), Reason: rec.Reason, Accelerator: m.d.accelerator}
 	publish := s.Publish
 	if !s.Expires.IsZero() {
 		out.Expires = timestamppb.New(s.Expires)

@@ -28,6 +28,8 @@ const minRoom = 64 << 20
 //	STATE/images/           images
 //	STATE/rules/            the owner's rules, *.yaml
 //	STATE/machines/ID/      overlay.vol, console.log, console.tail0, console.tail1, qemu.log, guard.log, gate.log
+//	STATE/layers/           frozen layers of machines' disks
+//	STATE/checkpoints/ID/   checkpoints
 //	STATE/run/ID/           sockets of a running machine; run/ID/qemu/ is the one directory that QEMU sees
 //	/dev/shm/vigia-UID-HASH/ID.ram  RAM of a machine while it starts
 type layout struct {
@@ -63,7 +65,7 @@ func (l layout) consoleLogs(id vm.ID) [3]string {
 // prepare makes the directories and checks that they can be used: rights and room are found out here, not at the
 // first write.
 func (l layout) prepare() error {
-	for _, dir := range []string{"", "ledger", "store", "images", "rules", "machines", "run"} {
+	for _, dir := range []string{"", "ledger", "store", "images", "rules", "machines", "run", "layers"} {
 		if err := os.MkdirAll(l.path(dir), 0o700); err != nil {
 			return fmt.Errorf("state directory %s: %w: give another with --state DIR, or its rights to this user", l.root, bare(err))
 		}

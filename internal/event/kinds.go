@@ -94,6 +94,12 @@ const (
 	ConsoleLine Kind = "console.line"
 	GuestLog    Kind = "guest.log"
 
+	CheckpointCreated  Kind = "checkpoint.created"
+	CheckpointFailed   Kind = "checkpoint.failed"
+	CheckpointRemoved  Kind = "checkpoint.removed"
+	CheckpointRestored Kind = "checkpoint.restored"
+	CloneCreated       Kind = "clone.created"
+
 	PolicyAlert    Kind = "policy.alert"
 	ResponseDone   Kind = "response.done"
 	ResponseFailed Kind = "response.failed"
@@ -192,6 +198,15 @@ var Kinds = map[Kind]Schema{
 		{"cmdline", String, "its command line"}, {"process_percent", Float, "its share, of one virtual CPU"}}},
 	ConsoleLine: {"a line on the serial console", []Field{{"line", String, "the guest's own words"}, {"skipped", Int, "lines that were not told since the last event, in a flood"}}},
 	GuestLog:    {"a line from the guest's log", []Field{{"line", String, "the guest's own words"}}},
+
+	CheckpointCreated: {"a machine was saved", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"parent", String, "the checkpoint on whose memory it lies"},
+		{"pause", Float, "how long the guest stood still"}, {"seconds", Float, "until all of it was on the disk"}, {"bytes", Int, "on the disk"},
+		{"how", String, "protected: copied while the guest ran; copied: while it stood still"}, {"disk", String, "crash-consistent, or how it was frozen"},
+		{"sum", String, "of its memory's index: a checkpoint without this sum is another"}}},
+	CheckpointFailed:   {"a machine could not be saved; it goes on", []Field{{"reason", String, "why not"}}},
+	CheckpointRemoved:  {"a checkpoint was deleted", []Field{{"id", String, "the checkpoint"}}},
+	CheckpointRestored: {"a machine was put back to a checkpoint: memory, devices and disk", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"taken", Float, "how long ago the checkpoint was taken: by so much the guest's clock is behind"}, {"seconds", Float, "from the call until the guest ran"}, {"reason", String, "who or what asked for it"}}},
+	CloneCreated:       {"a machine was made that goes on from a checkpoint", []Field{{"checkpoint", String, "the checkpoint"}, {"from", String, "the machine it is of"}, {"from_id", String, "that machine's id"}, {"seconds", Float, "from the call until the guest ran"}, {"connected", Bool, "it was let on the network at once"}}},
 
 	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},
 		{"events", List, "ids of the events that fulfilled it"}, {"respond", List, "the responses it asks for"}}},

@@ -27,6 +27,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"lukechampine.com/blake3"
 
+	"vigia/internal/checkpoint"
 	"vigia/internal/checkpoint/page"
 	"vigia/internal/checkpoint/protect"
 	"vigia/internal/jail"
@@ -34,7 +35,7 @@ import (
 )
 
 // Command is the sub-command that main hands to Main.
-const Command = "keeper"
+const Command = checkpoint.KeeperCommand
 
 // maxDevices bounds the state of a machine's devices, which QEMU writes: a q35 of ours has 120 KB.
 const maxDevices = 64 << 20

@@ -6,12 +6,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vigia/internal/checkpoint"
 	"vigia/internal/checkpoint/protect"
 	"vigia/internal/jail"
 )
 
 // PlantCommand is the sub-command that main hands to Plant.
-const PlantCommand = "plant"
+const PlantCommand = checkpoint.PlantCommand
 
 // Plant is `vigia plant PID FD`: it lets QEMU make a userfaultfd of the device it holds as FD, and gives it to the daemon on
 // the socket that is descriptor 3. It lives for some milliseconds.

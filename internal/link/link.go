@@ -29,7 +29,7 @@ import (
 // Limits of a connection. MaxFrame is in bytes.
 const (
 	MaxFrame    = 2 << 20
-	MaxFiles    = 64
+	MaxFiles    = 250
 	MaxInFlight = 64
 )
 

@@ -242,7 +242,9 @@ type Machine struct {
 	Introspection string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
 	GuardPid      int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
 	GatePid       int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
-	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"` // how it is known what processes do: probed or sampled, and why
+	Checkpoint    string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // the last one of its line: what it was rolled back to, cloned from, or saved as
+	Origin        string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`         // of a clone: the id of the machine whose hardware it has
+	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`           // how it is known what processes do: probed or sampled, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -471,6 +473,20 @@ func (x *Machine) GetGatePid() int64 {
 		return x.GatePid
 	}
 	return 0
+}
+
+func (x *Machine) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *Machine) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
 }
 
 func (x *Machine) GetProbe() string {
@@ -4155,6 +4171,598 @@ func (x *InfoResponse) GetStarted() *timestamppb.Timestamp {
 	return nil
 }
 
+type TakeCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Label         string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
+	Stable        bool                   `protobuf:"varint,3,opt,name=stable,proto3" json:"stable,omitempty"` // a state to fall back to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeCheckpointRequest) Reset() {
+	*x = TakeCheckpointRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeCheckpointRequest) ProtoMessage() {}
+
+func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*TakeCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *TakeCheckpointRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TakeCheckpointRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *TakeCheckpointRequest) GetStable() bool {
+	if x != nil {
+		return x.Stable
+	}
+	return false
+}
+
+type CheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or as many of its first digits as tell it from the others
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRequest) Reset() {
+	*x = CheckpointRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRequest) ProtoMessage() {}
+
+func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *CheckpointRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ListCheckpointsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsRequest) Reset() {
+	*x = ListCheckpointsRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsRequest) ProtoMessage() {}
+
+func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ListCheckpointsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListCheckpointsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoints   []*Checkpoint          `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsResponse) Reset() {
+	*x = ListCheckpointsResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsResponse) ProtoMessage() {}
+
+func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+type ChangeCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Label         *string                `protobuf:"bytes,2,opt,name=label,proto3,oneof" json:"label,omitempty"`
+	Stable        *bool                  `protobuf:"varint,3,opt,name=stable,proto3,oneof" json:"stable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeCheckpointRequest) Reset() {
+	*x = ChangeCheckpointRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeCheckpointRequest) ProtoMessage() {}
+
+func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*ChangeCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ChangeCheckpointRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ChangeCheckpointRequest) GetLabel() string {
+	if x != nil && x.Label != nil {
+		return *x.Label
+	}
+	return ""
+}
+
+func (x *ChangeCheckpointRequest) GetStable() bool {
+	if x != nil && x.Stable != nil {
+		return *x.Stable
+	}
+	return false
+}
+
+type RollbackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Checkpoint    string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // empty: the last stable one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *RollbackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+type CloneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Checkpoint    string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // empty: the machine as it is now
+	NewName       string                 `protobuf:"bytes,3,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	Connect       bool                   `protobuf:"varint,4,opt,name=connect,proto3" json:"connect,omitempty"` // let it on the network at once
+	Owner         string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	Purpose       string                 `protobuf:"bytes,6,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Ttl           string                 `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneRequest) Reset() {
+	*x = CloneRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneRequest) ProtoMessage() {}
+
+func (x *CloneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
+func (*CloneRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *CloneRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetNewName() string {
+	if x != nil {
+		return x.NewName
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetConnect() bool {
+	if x != nil {
+		return x.Connect
+	}
+	return false
+}
+
+func (x *CloneRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetTtl() string {
+	if x != nil {
+		return x.Ttl
+	}
+	return ""
+}
+
+type Checkpoint struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Machine            string                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"` // its name, then
+	MachineId          string                 `protobuf:"bytes,3,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	Time               *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
+	Label              string                 `protobuf:"bytes,5,opt,name=label,proto3" json:"label,omitempty"`
+	Stable             bool                   `protobuf:"varint,6,opt,name=stable,proto3" json:"stable,omitempty"`
+	Parent             string                 `protobuf:"bytes,7,opt,name=parent,proto3" json:"parent,omitempty"`
+	PauseMs            float64                `protobuf:"fixed64,8,opt,name=pause_ms,json=pauseMs,proto3" json:"pause_ms,omitempty"` // how long the guest stood still
+	TookMs             float64                `protobuf:"fixed64,9,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`    // until all of it was on the disk
+	Bytes              int64                  `protobuf:"varint,10,opt,name=bytes,proto3" json:"bytes,omitempty"`                    // on the disk: what differs from the parent
+	MemoryBytes        int64                  `protobuf:"varint,11,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DevicesBytes       int64                  `protobuf:"varint,12,opt,name=devices_bytes,json=devicesBytes,proto3" json:"devices_bytes,omitempty"`
+	DiskBytes          int64                  `protobuf:"varint,13,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	Pages              int64                  `protobuf:"varint,14,opt,name=pages,proto3" json:"pages,omitempty"` // of memory, in it
+	How                string                 `protobuf:"bytes,15,opt,name=how,proto3" json:"how,omitempty"`      // protected: copied while the guest ran; copied: while it stood still
+	Why                string                 `protobuf:"bytes,16,opt,name=why,proto3" json:"why,omitempty"`      // why not protected
+	Disk               string                 `protobuf:"bytes,17,opt,name=disk,proto3" json:"disk,omitempty"`    // crash-consistent, or frozen by the guest's own word
+	Image              string                 `protobuf:"bytes,18,opt,name=image,proto3" json:"image,omitempty"`
+	MachineMemoryBytes uint64                 `protobuf:"varint,19,opt,name=machine_memory_bytes,json=machineMemoryBytes,proto3" json:"machine_memory_bytes,omitempty"`
+	Damaged            string                 `protobuf:"bytes,20,opt,name=damaged,proto3" json:"damaged,omitempty"` // what is wrong with it
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Checkpoint) Reset() {
+	*x = Checkpoint{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checkpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checkpoint) ProtoMessage() {}
+
+func (x *Checkpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
+func (*Checkpoint) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *Checkpoint) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetStable() bool {
+	if x != nil {
+		return x.Stable
+	}
+	return false
+}
+
+func (x *Checkpoint) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetPauseMs() float64 {
+	if x != nil {
+		return x.PauseMs
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetTookMs() float64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetDevicesBytes() int64 {
+	if x != nil {
+		return x.DevicesBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetPages() int64 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetMachineMemoryBytes() uint64 {
+	if x != nil {
+		return x.MachineMemoryBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
+}
+
 var File_vigia_v1_vigia_proto protoreflect.FileDescriptor
 
 const file_vigia_v1_vigia_proto_rawDesc = "" +
@@ -4180,7 +4788,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x05probe\x18\x14 \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\b\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -4210,7 +4818,11 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\anetwork\x18\x19 \x01(\v2\x12.vigia.v1.NetStatsR\anetwork\x12$\n" +
 	"\rintrospection\x18\x1a \x01(\tR\rintrospection\x12\x1b\n" +
 	"\tguard_pid\x18\x1b \x01(\x03R\bguardPid\x12\x19\n" +
-	"\bgate_pid\x18\x1c \x01(\x03R\agatePid\x12\x14\n" +
+	"\bgate_pid\x18\x1c \x01(\x03R\agatePid\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x1d \x01(\tR\n" +
+	"checkpoint\x12\x16\n" +
+	"\x06origin\x18\x1e \x01(\tR\x06origin\x12\x14\n" +
 	"\x05probe\x18( \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -4505,7 +5117,63 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1b\n" +
 	"\tstate_dir\x18\x03 \x01(\tR\bstateDir\x12 \n" +
 	"\vaccelerator\x18\x04 \x01(\tR\vaccelerator\x124\n" +
-	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted2\xde\a\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"Y\n" +
+	"\x15TakeCheckpointRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05label\x18\x02 \x01(\tR\x05label\x12\x16\n" +
+	"\x06stable\x18\x03 \x01(\bR\x06stable\"#\n" +
+	"\x11CheckpointRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\",\n" +
+	"\x16ListCheckpointsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"Q\n" +
+	"\x17ListCheckpointsResponse\x126\n" +
+	"\vcheckpoints\x18\x01 \x03(\v2\x14.vigia.v1.CheckpointR\vcheckpoints\"v\n" +
+	"\x17ChangeCheckpointRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\x05label\x18\x02 \x01(\tH\x00R\x05label\x88\x01\x01\x12\x1b\n" +
+	"\x06stable\x18\x03 \x01(\bH\x01R\x06stable\x88\x01\x01B\b\n" +
+	"\x06_labelB\t\n" +
+	"\a_stable\"E\n" +
+	"\x0fRollbackRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\"\xb9\x01\n" +
+	"\fCloneRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x12\x19\n" +
+	"\bnew_name\x18\x03 \x01(\tR\anewName\x12\x18\n" +
+	"\aconnect\x18\x04 \x01(\bR\aconnect\x12\x14\n" +
+	"\x05owner\x18\x05 \x01(\tR\x05owner\x12\x18\n" +
+	"\apurpose\x18\x06 \x01(\tR\apurpose\x12\x10\n" +
+	"\x03ttl\x18\a \x01(\tR\x03ttl\"\xac\x04\n" +
+	"\n" +
+	"Checkpoint\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x03 \x01(\tR\tmachineId\x12.\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05label\x18\x05 \x01(\tR\x05label\x12\x16\n" +
+	"\x06stable\x18\x06 \x01(\bR\x06stable\x12\x16\n" +
+	"\x06parent\x18\a \x01(\tR\x06parent\x12\x19\n" +
+	"\bpause_ms\x18\b \x01(\x01R\apauseMs\x12\x17\n" +
+	"\atook_ms\x18\t \x01(\x01R\x06tookMs\x12\x14\n" +
+	"\x05bytes\x18\n" +
+	" \x01(\x03R\x05bytes\x12!\n" +
+	"\fmemory_bytes\x18\v \x01(\x03R\vmemoryBytes\x12#\n" +
+	"\rdevices_bytes\x18\f \x01(\x03R\fdevicesBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\r \x01(\x03R\tdiskBytes\x12\x14\n" +
+	"\x05pages\x18\x0e \x01(\x03R\x05pages\x12\x10\n" +
+	"\x03how\x18\x0f \x01(\tR\x03how\x12\x10\n" +
+	"\x03why\x18\x10 \x01(\tR\x03why\x12\x12\n" +
+	"\x04disk\x18\x11 \x01(\tR\x04disk\x12\x14\n" +
+	"\x05image\x18\x12 \x01(\tR\x05image\x120\n" +
+	"\x14machine_memory_bytes\x18\x13 \x01(\x04R\x12machineMemoryBytes\x12\x18\n" +
+	"\adamaged\x18\x14 \x01(\tR\adamaged2\xde\a\n" +
 	"\bMachines\x12.\n" +
 	"\x03Run\x12\x14.vigia.v1.RunRequest\x1a\x11.vigia.v1.Machine\x12E\n" +
 	"\x04List\x12\x1d.vigia.v1.ListMachinesRequest\x1a\x1e.vigia.v1.ListMachinesResponse\x123\n" +
@@ -4525,7 +5193,14 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04Exec\x12\x15.vigia.v1.ExecRequest\x1a\x14.vigia.v1.ExecOutput0\x01\x12=\n" +
 	"\x06CopyIn\x12\x17.vigia.v1.CopyInRequest\x1a\x18.vigia.v1.CopyInResponse(\x01\x126\n" +
 	"\aCopyOut\x12\x18.vigia.v1.CopyOutRequest\x1a\x0f.vigia.v1.Chunk0\x01\x126\n" +
-	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\xbb\x03\n" +
+	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8b\x03\n" +
+	"\vCheckpoints\x12=\n" +
+	"\x04Take\x12\x1f.vigia.v1.TakeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12K\n" +
+	"\x04List\x12 .vigia.v1.ListCheckpointsRequest\x1a!.vigia.v1.ListCheckpointsResponse\x12A\n" +
+	"\x06Change\x12!.vigia.v1.ChangeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12?\n" +
+	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x128\n" +
+	"\bRollback\x12\x19.vigia.v1.RollbackRequest\x1a\x11.vigia.v1.Machine\x122\n" +
+	"\x05Clone\x12\x16.vigia.v1.CloneRequest\x1a\x11.vigia.v1.Machine2\xbb\x03\n" +
 	"\x05Views\x12B\n" +
 	"\tProcesses\x12\x18.vigia.v1.MachineRequest\x1a\x1b.vigia.v1.ProcessesResponse\x12>\n" +
 	"\aModules\x12\x18.vigia.v1.MachineRequest\x1a\x19.vigia.v1.ModulesResponse\x12:\n" +
@@ -4562,82 +5237,90 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_vigia_v1_vigia_proto_goTypes = []any{
-	(*MachineRequest)(nil),        // 0: vigia.v1.MachineRequest
-	(*RunRequest)(nil),            // 1: vigia.v1.RunRequest
-	(*Machine)(nil),               // 2: vigia.v1.Machine
-	(*Isolation)(nil),             // 3: vigia.v1.Isolation
-	(*Disk)(nil),                  // 4: vigia.v1.Disk
-	(*NetStats)(nil),              // 5: vigia.v1.NetStats
-	(*ListMachinesRequest)(nil),   // 6: vigia.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),  // 7: vigia.v1.ListMachinesResponse
-	(*StopRequest)(nil),           // 8: vigia.v1.StopRequest
-	(*RemoveRequest)(nil),         // 9: vigia.v1.RemoveRequest
-	(*RemoveResponse)(nil),        // 10: vigia.v1.RemoveResponse
-	(*SetRulesRequest)(nil),       // 11: vigia.v1.SetRulesRequest
-	(*ConsoleInput)(nil),          // 12: vigia.v1.ConsoleInput
-	(*ConsoleOutput)(nil),         // 13: vigia.v1.ConsoleOutput
-	(*ExecRequest)(nil),           // 14: vigia.v1.ExecRequest
-	(*ExecOutput)(nil),            // 15: vigia.v1.ExecOutput
-	(*CopyInRequest)(nil),         // 16: vigia.v1.CopyInRequest
-	(*CopyInResponse)(nil),        // 17: vigia.v1.CopyInResponse
-	(*CopyOutRequest)(nil),        // 18: vigia.v1.CopyOutRequest
-	(*Chunk)(nil),                 // 19: vigia.v1.Chunk
-	(*CaptureRequest)(nil),        // 20: vigia.v1.CaptureRequest
-	(*Process)(nil),               // 21: vigia.v1.Process
-	(*Capabilities)(nil),          // 22: vigia.v1.Capabilities
-	(*Namespaces)(nil),            // 23: vigia.v1.Namespaces
-	(*ProcessRequest)(nil),        // 24: vigia.v1.ProcessRequest
-	(*ProcessesResponse)(nil),     // 25: vigia.v1.ProcessesResponse
-	(*Module)(nil),                // 26: vigia.v1.Module
-	(*ModulesResponse)(nil),       // 27: vigia.v1.ModulesResponse
-	(*Socket)(nil),                // 28: vigia.v1.Socket
-	(*SocketsResponse)(nil),       // 29: vigia.v1.SocketsResponse
-	(*File)(nil),                  // 30: vigia.v1.File
-	(*FilesResponse)(nil),         // 31: vigia.v1.FilesResponse
-	(*Region)(nil),                // 32: vigia.v1.Region
-	(*MapsResponse)(nil),          // 33: vigia.v1.MapsResponse
-	(*KernelResponse)(nil),        // 34: vigia.v1.KernelResponse
-	(*CheckResponse)(nil),         // 35: vigia.v1.CheckResponse
-	(*Finding)(nil),               // 36: vigia.v1.Finding
-	(*Evidence)(nil),              // 37: vigia.v1.Evidence
-	(*CheckedView)(nil),           // 38: vigia.v1.CheckedView
-	(*BuildRequest)(nil),          // 39: vigia.v1.BuildRequest
-	(*ImportRequest)(nil),         // 40: vigia.v1.ImportRequest
-	(*Progress)(nil),              // 41: vigia.v1.Progress
-	(*Image)(nil),                 // 42: vigia.v1.Image
-	(*ImageRequest)(nil),          // 43: vigia.v1.ImageRequest
-	(*ListImagesRequest)(nil),     // 44: vigia.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 45: vigia.v1.ListImagesResponse
-	(*VerifyImageResponse)(nil),   // 46: vigia.v1.VerifyImageResponse
-	(*ListEventsRequest)(nil),     // 47: vigia.v1.ListEventsRequest
-	(*Event)(nil),                 // 48: vigia.v1.Event
-	(*ListRulesRequest)(nil),      // 49: vigia.v1.ListRulesRequest
-	(*ReloadRequest)(nil),         // 50: vigia.v1.ReloadRequest
-	(*ListRulesResponse)(nil),     // 51: vigia.v1.ListRulesResponse
-	(*Rule)(nil),                  // 52: vigia.v1.Rule
-	(*HeadRequest)(nil),           // 53: vigia.v1.HeadRequest
-	(*HeadResponse)(nil),          // 54: vigia.v1.HeadResponse
-	(*InfoRequest)(nil),           // 55: vigia.v1.InfoRequest
-	(*InfoResponse)(nil),          // 56: vigia.v1.InfoResponse
-	nil,                           // 57: vigia.v1.RunRequest.LabelsEntry
-	nil,                           // 58: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 60: google.protobuf.Struct
+	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
+	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
+	(*Machine)(nil),                 // 2: vigia.v1.Machine
+	(*Isolation)(nil),               // 3: vigia.v1.Isolation
+	(*Disk)(nil),                    // 4: vigia.v1.Disk
+	(*NetStats)(nil),                // 5: vigia.v1.NetStats
+	(*ListMachinesRequest)(nil),     // 6: vigia.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),    // 7: vigia.v1.ListMachinesResponse
+	(*StopRequest)(nil),             // 8: vigia.v1.StopRequest
+	(*RemoveRequest)(nil),           // 9: vigia.v1.RemoveRequest
+	(*RemoveResponse)(nil),          // 10: vigia.v1.RemoveResponse
+	(*SetRulesRequest)(nil),         // 11: vigia.v1.SetRulesRequest
+	(*ConsoleInput)(nil),            // 12: vigia.v1.ConsoleInput
+	(*ConsoleOutput)(nil),           // 13: vigia.v1.ConsoleOutput
+	(*ExecRequest)(nil),             // 14: vigia.v1.ExecRequest
+	(*ExecOutput)(nil),              // 15: vigia.v1.ExecOutput
+	(*CopyInRequest)(nil),           // 16: vigia.v1.CopyInRequest
+	(*CopyInResponse)(nil),          // 17: vigia.v1.CopyInResponse
+	(*CopyOutRequest)(nil),          // 18: vigia.v1.CopyOutRequest
+	(*Chunk)(nil),                   // 19: vigia.v1.Chunk
+	(*CaptureRequest)(nil),          // 20: vigia.v1.CaptureRequest
+	(*Process)(nil),                 // 21: vigia.v1.Process
+	(*Capabilities)(nil),            // 22: vigia.v1.Capabilities
+	(*Namespaces)(nil),              // 23: vigia.v1.Namespaces
+	(*ProcessRequest)(nil),          // 24: vigia.v1.ProcessRequest
+	(*ProcessesResponse)(nil),       // 25: vigia.v1.ProcessesResponse
+	(*Module)(nil),                  // 26: vigia.v1.Module
+	(*ModulesResponse)(nil),         // 27: vigia.v1.ModulesResponse
+	(*Socket)(nil),                  // 28: vigia.v1.Socket
+	(*SocketsResponse)(nil),         // 29: vigia.v1.SocketsResponse
+	(*File)(nil),                    // 30: vigia.v1.File
+	(*FilesResponse)(nil),           // 31: vigia.v1.FilesResponse
+	(*Region)(nil),                  // 32: vigia.v1.Region
+	(*MapsResponse)(nil),            // 33: vigia.v1.MapsResponse
+	(*KernelResponse)(nil),          // 34: vigia.v1.KernelResponse
+	(*CheckResponse)(nil),           // 35: vigia.v1.CheckResponse
+	(*Finding)(nil),                 // 36: vigia.v1.Finding
+	(*Evidence)(nil),                // 37: vigia.v1.Evidence
+	(*CheckedView)(nil),             // 38: vigia.v1.CheckedView
+	(*BuildRequest)(nil),            // 39: vigia.v1.BuildRequest
+	(*ImportRequest)(nil),           // 40: vigia.v1.ImportRequest
+	(*Progress)(nil),                // 41: vigia.v1.Progress
+	(*Image)(nil),                   // 42: vigia.v1.Image
+	(*ImageRequest)(nil),            // 43: vigia.v1.ImageRequest
+	(*ListImagesRequest)(nil),       // 44: vigia.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 45: vigia.v1.ListImagesResponse
+	(*VerifyImageResponse)(nil),     // 46: vigia.v1.VerifyImageResponse
+	(*ListEventsRequest)(nil),       // 47: vigia.v1.ListEventsRequest
+	(*Event)(nil),                   // 48: vigia.v1.Event
+	(*ListRulesRequest)(nil),        // 49: vigia.v1.ListRulesRequest
+	(*ReloadRequest)(nil),           // 50: vigia.v1.ReloadRequest
+	(*ListRulesResponse)(nil),       // 51: vigia.v1.ListRulesResponse
+	(*Rule)(nil),                    // 52: vigia.v1.Rule
+	(*HeadRequest)(nil),             // 53: vigia.v1.HeadRequest
+	(*HeadResponse)(nil),            // 54: vigia.v1.HeadResponse
+	(*InfoRequest)(nil),             // 55: vigia.v1.InfoRequest
+	(*InfoResponse)(nil),            // 56: vigia.v1.InfoResponse
+	(*TakeCheckpointRequest)(nil),   // 57: vigia.v1.TakeCheckpointRequest
+	(*CheckpointRequest)(nil),       // 58: vigia.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 59: vigia.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil), // 60: vigia.v1.ListCheckpointsResponse
+	(*ChangeCheckpointRequest)(nil), // 61: vigia.v1.ChangeCheckpointRequest
+	(*RollbackRequest)(nil),         // 62: vigia.v1.RollbackRequest
+	(*CloneRequest)(nil),            // 63: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 64: vigia.v1.Checkpoint
+	nil,                             // 65: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 66: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 67: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 68: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	57, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	65, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	59, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	59, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	59, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	58, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	67, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	67, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	67, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	66, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	59, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	67, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	59, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	67, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
 	22, // 11: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
 	23, // 12: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
 	21, // 13: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
@@ -4645,92 +5328,106 @@ var file_vigia_v1_vigia_proto_depIdxs = []int32{
 	28, // 15: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
 	30, // 16: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
 	32, // 17: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	59, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	67, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
 	36, // 19: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
 	38, // 20: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
 	37, // 21: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
 	42, // 22: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	59, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	67, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
 	42, // 24: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	59, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	59, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	60, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	67, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	67, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	68, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
 	52, // 28: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	59, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	59, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	1,  // 31: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 32: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 33: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 34: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	8,  // 35: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 36: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 37: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	9,  // 38: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 39: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 40: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	11, // 41: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	12, // 42: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 43: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	14, // 44: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	16, // 45: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	18, // 46: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	20, // 47: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	0,  // 48: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 49: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 50: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 51: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	24, // 52: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	24, // 53: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 54: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	39, // 55: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	40, // 56: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	44, // 57: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	43, // 58: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	43, // 59: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	47, // 60: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	49, // 61: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	50, // 62: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	53, // 63: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	55, // 64: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 65: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 66: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 67: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 68: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 69: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 70: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 71: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	10, // 72: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 73: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 74: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 75: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	13, // 76: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	13, // 77: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	15, // 78: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	17, // 79: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	19, // 80: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	19, // 81: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	25, // 82: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	27, // 83: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	35, // 84: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	29, // 85: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	31, // 86: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	33, // 87: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	34, // 88: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	41, // 89: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	41, // 90: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	45, // 91: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	10, // 92: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	46, // 93: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	48, // 94: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	51, // 95: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	51, // 96: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	54, // 97: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	56, // 98: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	65, // [65:99] is the sub-list for method output_type
-	31, // [31:65] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	67, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	67, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	64, // 31: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	67, // 32: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	1,  // 33: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 34: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 35: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 36: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	8,  // 37: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 38: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 39: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	9,  // 40: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 41: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 42: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	11, // 43: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	12, // 44: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 45: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	14, // 46: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	16, // 47: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	18, // 48: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	20, // 49: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	57, // 50: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	59, // 51: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	61, // 52: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	58, // 53: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	62, // 54: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	63, // 55: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 56: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 57: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 58: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 59: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	24, // 60: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	24, // 61: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 62: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	39, // 63: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	40, // 64: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	44, // 65: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	43, // 66: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	43, // 67: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	47, // 68: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	49, // 69: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	50, // 70: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	53, // 71: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	55, // 72: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 73: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 74: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 75: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 76: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 77: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 78: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 79: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	10, // 80: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 81: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 82: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 83: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	13, // 84: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	13, // 85: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	15, // 86: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	17, // 87: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	19, // 88: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	19, // 89: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	64, // 90: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	60, // 91: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	64, // 92: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	10, // 93: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 94: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.Machine
+	2,  // 95: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	25, // 96: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	27, // 97: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	35, // 98: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	29, // 99: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	31, // 100: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	33, // 101: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	34, // 102: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	41, // 103: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	41, // 104: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	45, // 105: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	10, // 106: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	46, // 107: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	48, // 108: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	51, // 109: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	51, // 110: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	54, // 111: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	56, // 112: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	73, // [73:113] is the sub-list for method output_type
+	33, // [33:73] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -4738,15 +5435,16 @@ func file_vigia_v1_vigia_proto_init() {
 	if File_vigia_v1_vigia_proto != nil {
 		return
 	}
+	file_vigia_v1_vigia_proto_msgTypes[61].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   67,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_vigia_v1_vigia_proto_goTypes,
 		DependencyIndexes: file_vigia_v1_vigia_proto_depIdxs,

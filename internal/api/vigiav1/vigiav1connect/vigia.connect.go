@@ -28,6 +28,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// MachinesName is the fully-qualified name of the Machines service.
 	MachinesName = "vigia.v1.Machines"
+	// CheckpointsName is the fully-qualified name of the Checkpoints service.
+	CheckpointsName = "vigia.v1.Checkpoints"
 	// ViewsName is the fully-qualified name of the Views service.
 	ViewsName = "vigia.v1.Views"
 	// ImagesName is the fully-qualified name of the Images service.
@@ -84,6 +86,18 @@ const (
 	MachinesCopyOutProcedure = "/vigia.v1.Machines/CopyOut"
 	// MachinesCaptureProcedure is the fully-qualified name of the Machines's Capture RPC.
 	MachinesCaptureProcedure = "/vigia.v1.Machines/Capture"
+	// CheckpointsTakeProcedure is the fully-qualified name of the Checkpoints's Take RPC.
+	CheckpointsTakeProcedure = "/vigia.v1.Checkpoints/Take"
+	// CheckpointsListProcedure is the fully-qualified name of the Checkpoints's List RPC.
+	CheckpointsListProcedure = "/vigia.v1.Checkpoints/List"
+	// CheckpointsChangeProcedure is the fully-qualified name of the Checkpoints's Change RPC.
+	CheckpointsChangeProcedure = "/vigia.v1.Checkpoints/Change"
+	// CheckpointsRemoveProcedure is the fully-qualified name of the Checkpoints's Remove RPC.
+	CheckpointsRemoveProcedure = "/vigia.v1.Checkpoints/Remove"
+	// CheckpointsRollbackProcedure is the fully-qualified name of the Checkpoints's Rollback RPC.
+	CheckpointsRollbackProcedure = "/vigia.v1.Checkpoints/Rollback"
+	// CheckpointsCloneProcedure is the fully-qualified name of the Checkpoints's Clone RPC.
+	CheckpointsCloneProcedure = "/vigia.v1.Checkpoints/Clone"
 	// ViewsProcessesProcedure is the fully-qualified name of the Views's Processes RPC.
 	ViewsProcessesProcedure = "/vigia.v1.Views/Processes"
 	// ViewsModulesProcedure is the fully-qualified name of the Views's Modules RPC.
@@ -614,6 +628,216 @@ func (UnimplementedMachinesHandler) CopyOut(context.Context, *connect.Request[vi
 
 func (UnimplementedMachinesHandler) Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.Capture is not implemented"))
+}
+
+// CheckpointsClient is a client for the vigia.v1.Checkpoints service.
+type CheckpointsClient interface {
+	// Take makes a checkpoint of a running machine.
+	Take(context.Context, *connect.Request[vigiav1.TakeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
+	// List gives a machine's checkpoints, or with no name all, the oldest first.
+	List(context.Context, *connect.Request[vigiav1.ListCheckpointsRequest]) (*connect.Response[vigiav1.ListCheckpointsResponse], error)
+	// Change sets a label, or marks a state to fall back to.
+	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
+	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
+	// Rollback puts a machine back to a checkpoint: memory, devices and disk.
+	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error)
+	// Clone makes a new machine that goes on from a checkpoint, cut off the network unless asked otherwise.
+	Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error)
+}
+
+// NewCheckpointsClient constructs a client for the vigia.v1.Checkpoints service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewCheckpointsClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) CheckpointsClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	checkpointsMethods := vigiav1.File_vigia_v1_vigia_proto.Services().ByName("Checkpoints").Methods()
+	return &checkpointsClient{
+		take: connect.NewClient[vigiav1.TakeCheckpointRequest, vigiav1.Checkpoint](
+			httpClient,
+			baseURL+CheckpointsTakeProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Take")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[vigiav1.ListCheckpointsRequest, vigiav1.ListCheckpointsResponse](
+			httpClient,
+			baseURL+CheckpointsListProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		change: connect.NewClient[vigiav1.ChangeCheckpointRequest, vigiav1.Checkpoint](
+			httpClient,
+			baseURL+CheckpointsChangeProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Change")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[vigiav1.CheckpointRequest, vigiav1.RemoveResponse](
+			httpClient,
+			baseURL+CheckpointsRemoveProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+		rollback: connect.NewClient[vigiav1.RollbackRequest, vigiav1.Machine](
+			httpClient,
+			baseURL+CheckpointsRollbackProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Rollback")),
+			connect.WithClientOptions(opts...),
+		),
+		clone: connect.NewClient[vigiav1.CloneRequest, vigiav1.Machine](
+			httpClient,
+			baseURL+CheckpointsCloneProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Clone")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// checkpointsClient implements CheckpointsClient.
+type checkpointsClient struct {
+	take     *connect.Client[vigiav1.TakeCheckpointRequest, vigiav1.Checkpoint]
+	list     *connect.Client[vigiav1.ListCheckpointsRequest, vigiav1.ListCheckpointsResponse]
+	change   *connect.Client[vigiav1.ChangeCheckpointRequest, vigiav1.Checkpoint]
+	remove   *connect.Client[vigiav1.CheckpointRequest, vigiav1.RemoveResponse]
+	rollback *connect.Client[vigiav1.RollbackRequest, vigiav1.Machine]
+	clone    *connect.Client[vigiav1.CloneRequest, vigiav1.Machine]
+}
+
+// Take calls vigia.v1.Checkpoints.Take.
+func (c *checkpointsClient) Take(ctx context.Context, req *connect.Request[vigiav1.TakeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error) {
+	return c.take.CallUnary(ctx, req)
+}
+
+// List calls vigia.v1.Checkpoints.List.
+func (c *checkpointsClient) List(ctx context.Context, req *connect.Request[vigiav1.ListCheckpointsRequest]) (*connect.Response[vigiav1.ListCheckpointsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Change calls vigia.v1.Checkpoints.Change.
+func (c *checkpointsClient) Change(ctx context.Context, req *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error) {
+	return c.change.CallUnary(ctx, req)
+}
+
+// Remove calls vigia.v1.Checkpoints.Remove.
+func (c *checkpointsClient) Remove(ctx context.Context, req *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// Rollback calls vigia.v1.Checkpoints.Rollback.
+func (c *checkpointsClient) Rollback(ctx context.Context, req *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return c.rollback.CallUnary(ctx, req)
+}
+
+// Clone calls vigia.v1.Checkpoints.Clone.
+func (c *checkpointsClient) Clone(ctx context.Context, req *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return c.clone.CallUnary(ctx, req)
+}
+
+// CheckpointsHandler is an implementation of the vigia.v1.Checkpoints service.
+type CheckpointsHandler interface {
+	// Take makes a checkpoint of a running machine.
+	Take(context.Context, *connect.Request[vigiav1.TakeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
+	// List gives a machine's checkpoints, or with no name all, the oldest first.
+	List(context.Context, *connect.Request[vigiav1.ListCheckpointsRequest]) (*connect.Response[vigiav1.ListCheckpointsResponse], error)
+	// Change sets a label, or marks a state to fall back to.
+	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
+	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
+	// Rollback puts a machine back to a checkpoint: memory, devices and disk.
+	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error)
+	// Clone makes a new machine that goes on from a checkpoint, cut off the network unless asked otherwise.
+	Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error)
+}
+
+// NewCheckpointsHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	checkpointsMethods := vigiav1.File_vigia_v1_vigia_proto.Services().ByName("Checkpoints").Methods()
+	checkpointsTakeHandler := connect.NewUnaryHandler(
+		CheckpointsTakeProcedure,
+		svc.Take,
+		connect.WithSchema(checkpointsMethods.ByName("Take")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointsListHandler := connect.NewUnaryHandler(
+		CheckpointsListProcedure,
+		svc.List,
+		connect.WithSchema(checkpointsMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointsChangeHandler := connect.NewUnaryHandler(
+		CheckpointsChangeProcedure,
+		svc.Change,
+		connect.WithSchema(checkpointsMethods.ByName("Change")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointsRemoveHandler := connect.NewUnaryHandler(
+		CheckpointsRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(checkpointsMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointsRollbackHandler := connect.NewUnaryHandler(
+		CheckpointsRollbackProcedure,
+		svc.Rollback,
+		connect.WithSchema(checkpointsMethods.ByName("Rollback")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointsCloneHandler := connect.NewUnaryHandler(
+		CheckpointsCloneProcedure,
+		svc.Clone,
+		connect.WithSchema(checkpointsMethods.ByName("Clone")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/vigia.v1.Checkpoints/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case CheckpointsTakeProcedure:
+			checkpointsTakeHandler.ServeHTTP(w, r)
+		case CheckpointsListProcedure:
+			checkpointsListHandler.ServeHTTP(w, r)
+		case CheckpointsChangeProcedure:
+			checkpointsChangeHandler.ServeHTTP(w, r)
+		case CheckpointsRemoveProcedure:
+			checkpointsRemoveHandler.ServeHTTP(w, r)
+		case CheckpointsRollbackProcedure:
+			checkpointsRollbackHandler.ServeHTTP(w, r)
+		case CheckpointsCloneProcedure:
+			checkpointsCloneHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedCheckpointsHandler returns CodeUnimplemented from all methods.
+type UnimplementedCheckpointsHandler struct{}
+
+func (UnimplementedCheckpointsHandler) Take(context.Context, *connect.Request[vigiav1.TakeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Take is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) List(context.Context, *connect.Request[vigiav1.ListCheckpointsRequest]) (*connect.Response[vigiav1.ListCheckpointsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.List is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Change is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Remove is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Rollback is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Clone is not implemented"))
 }
 
 // ViewsClient is a client for the vigia.v1.Views service.

@@ -1,0 +1,180 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"vigia/internal/api"
+	"vigia/internal/api/vigiav1"
+)
+
+func (a *app) checkpointCmd() *cobra.Command {
+	req := &vigiav1.TakeCheckpointRequest{}
+	c := &cobra.Command{
+		Use:   "checkpoint NAME",
+		Short: "Save a running machine: memory, devices and disk at one instant",
+		Long: "Save a running machine: memory, devices and disk at one instant. The guest stands still for some milliseconds, whatever its\n" +
+			"memory; what is told as its pause. A checkpoint holds what differs from the one before.",
+		Args: oneArg("NAME"),
+		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
+			req.Name = args[0]
+			res, err := c.Checkpoints.Take(ctx, connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			return a.printCheckpoint(res.Msg)
+		}),
+		ValidArgsFunction: a.machineNames,
+	}
+	c.Flags().StringVar(&req.Label, "label", "", "what to call it, as `text`")
+	c.Flags().BoolVar(&req.Stable, "stable", false, "mark it as a state to fall back to")
+	c.AddCommand(a.checkpointMarkCmd(), a.checkpointRmCmd())
+	return c
+}
+
+func (a *app) printCheckpoint(c *vigiav1.Checkpoint) error {
+	if a.json() {
+		return a.printJSON(c)
+	}
+	if c.GetWhy() != "" {
+		a.note("the guest stood still while its memory was copied: %s", c.GetWhy())
+	}
+	return a.printf("%s pause %.1f ms, on disk after %.0f ms, %s\n", plain(c.GetId()), c.GetPauseMs(), c.GetTookMs(), formatSize(uint64(c.GetBytes())))
+}
+
+func (a *app) checkpointMarkCmd() *cobra.Command {
+	var label string
+	var stable bool
+	c := &cobra.Command{
+		Use:   "mark ID",
+		Short: "Give a checkpoint a label, or mark it as a state to fall back to",
+		Args:  oneArg("ID"),
+	}
+	c.RunE = a.remote(func(ctx context.Context, cl *api.Client, args []string) error {
+		req := &vigiav1.ChangeCheckpointRequest{Id: args[0]}
+		if c.Flags().Changed("label") {
+			req.Label = &label
+		}
+		if c.Flags().Changed("stable") {
+			req.Stable = &stable
+		}
+		res, err := cl.Checkpoints.Change(ctx, connect.NewRequest(req))
+		if err != nil {
+			return err
+		}
+		if a.json() {
+			return a.printJSON(res.Msg)
+		}
+		return a.printf("%s %s%s\n", plain(res.Msg.GetId()), plain(res.Msg.GetLabel()), map[bool]string{true: " (stable)"}[res.Msg.GetStable()])
+	})
+	c.Flags().StringVar(&label, "label", "", "what to call it, as `text`")
+	c.Flags().BoolVar(&stable, "stable", false, "a state to fall back to; --stable=false takes the mark away")
+	return c
+}
+
+func (a *app) checkpointRmCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm ID",
+		Short: "Remove a checkpoint; others that lie on it stay whole",
+		Args:  oneArg("ID"),
+		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
+			if _, err := c.Checkpoints.Remove(ctx, connect.NewRequest(&vigiav1.CheckpointRequest{Id: args[0]})); err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printValue(map[string]string{"id": args[0], "state": "removed"})
+			}
+			return a.printf("%s removed\n", plain(args[0]))
+		}),
+	}
+}
+
+func (a *app) checkpointsCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "checkpoints [NAME]",
+		Short: "List a machine's checkpoints, or all",
+		Args:  argsBetween(0, "NAME"),
+		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
+			req := &vigiav1.ListCheckpointsRequest{}
+			if len(args) > 0 {
+				req.Name = args[0]
+			}
+			res, err := c.Checkpoints.List(ctx, connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			list := res.Msg.GetCheckpoints()
+			if a.json() {
+				return printList(a, list)
+			}
+			t := newTable("ID", "MACHINE", "TIME", ">PAUSE", ">SIZE", "PARENT", "LABEL")
+			for _, c := range list {
+				label := c.GetLabel()
+				if c.GetStable() {
+					label = strings.TrimSpace(label + " (stable)")
+				}
+				if c.GetDamaged() != "" {
+					label = "DAMAGED: " + c.GetDamaged()
+				}
+				t.add(c.GetId(), c.GetMachine(), a.when(c.GetTime()), fmt.Sprintf("%.1f ms", c.GetPauseMs()), formatSize(uint64(c.GetBytes())), c.GetParent(), label)
+			}
+			return a.printTable(t)
+		}),
+		ValidArgsFunction: a.machineNames,
+	}
+}
+
+func (a *app) rollbackCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rollback NAME [CHECKPOINT]",
+		Short: "Put a machine back to a checkpoint: what it did since is gone",
+		Long: "Put a machine back to a checkpoint, or without one to its last stable one: memory, devices and disk. What it did since is\n" +
+			"gone; its open connections are cut, and its clock is behind by as long as the checkpoint is old.",
+		Args: argsBetween(1, "NAME", "CHECKPOINT"),
+		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
+			req := &vigiav1.RollbackRequest{Name: args[0]}
+			if len(args) > 1 {
+				req.Checkpoint = args[1]
+			}
+			res, err := c.Checkpoints.Rollback(ctx, connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			return a.printMachine(res.Msg)
+		}),
+		ValidArgsFunction: a.machineNames,
+	}
+}
+
+func (a *app) cloneCmd() *cobra.Command {
+	req := &vigiav1.CloneRequest{}
+	c := &cobra.Command{
+		Use:   "clone NAME[@CHECKPOINT] NEW",
+		Short: "Make a machine that goes on from a checkpoint, or from now",
+		Long: "Make a machine that goes on from a checkpoint, or from another machine as it is now, which is saved for that. Memory and disk are\n" +
+			"shared until they are written. The clone is in quarantine, since it believes to be the other one, until it is released.",
+		Args: twoArgs("NAME[@CHECKPOINT]", "NEW"),
+		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
+			req.Name, req.Checkpoint, _ = strings.Cut(args[0], "@")
+			if strings.HasSuffix(args[0], "@") {
+				return usagef("%q: name a checkpoint after the @, or leave it out", args[0])
+			}
+			req.NewName = args[1]
+			res, err := c.Checkpoints.Clone(ctx, connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			return a.printMachine(res.Msg)
+		}),
+		ValidArgsFunction: a.machineNames,
+	}
+	c.Flags().BoolVar(&req.Connect, "connect", false, "let it on the network at once")
+	c.Flags().StringVar(&req.Owner, "owner", "", "whose it is, as `text` (default: as the other's)")
+	c.Flags().StringVar(&req.Purpose, "purpose", "", "what it is for, as `text`")
+	c.Flags().StringVar(&req.Ttl, "ttl", "", "stop it after this `time`, as in 30m")
+	return c
+}

@@ -1,0 +1,180 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"vigia/internal/api/vigiav1"
+	"vigia/internal/checkpoint"
+	"vigia/internal/vm"
+)
+
+type checkpointsServer struct{ d *Daemon }
+
+// maxLabel bounds a checkpoint's label, in bytes.
+const maxLabel = 200
+
+func checkLabel(s string) error {
+	if len(s) > maxLabel || !utf8.ValidString(s) {
+		return fmt.Errorf("%w: label: use at most %d bytes of text", vm.ErrInvalid, maxLabel)
+	}
+	for _, r := range s {
+		if r < 0x20 || r == 0x7f {
+			return fmt.Errorf("%w: label: has a control character", vm.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+func (s checkpointsServer) Take(ctx context.Context, r *connect.Request[vigiav1.TakeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err == nil {
+		err = checkLabel(r.Msg.Label)
+	}
+	if err != nil {
+		return nil, err
+	}
+	rec, err := m.checkpoint(ctx, r.Msg.Label, r.Msg.Stable)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(shown(rec)), nil
+}
+
+func (s checkpointsServer) List(_ context.Context, r *connect.Request[vigiav1.ListCheckpointsRequest]) (*connect.Response[vigiav1.ListCheckpointsResponse], error) {
+	keep := func(*checkpoint.Record) bool { return true }
+	if r.Msg.Name != "" {
+		m, err := s.d.machine(r.Msg.Name)
+		if err != nil {
+			return nil, err
+		}
+		keep = func(c *checkpoint.Record) bool { return c.Machine == m.id() }
+	}
+	out := &vigiav1.ListCheckpointsResponse{}
+	for _, rec := range s.d.checkpoints.List(keep) {
+		out.Checkpoints = append(out.Checkpoints, shown(rec))
+	}
+	if r.Msg.Name == "" {
+		for id, why := range s.d.checkpoints.Damaged() {
+			out.Checkpoints = append(out.Checkpoints, &vigiav1.Checkpoint{Id: string(id), Damaged: why.Error()})
+		}
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s checkpointsServer) Change(_ context.Context, r *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error) {
+	rec, err := s.d.findCheckpoint(r.Msg.Id)
+	if err == nil {
+		err = checkLabel(r.Msg.GetLabel())
+	}
+	if err == nil {
+		err = s.d.checkpoints.Change(rec.ID, func(c *checkpoint.Record) {
+			if r.Msg.Label != nil {
+				c.Label = *r.Msg.Label
+			}
+			if r.Msg.Stable != nil {
+				c.Stable = *r.Msg.Stable
+			}
+		})
+	}
+	if err == nil {
+		rec, err = s.d.checkpoints.Get(rec.ID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(shown(rec)), nil
+}
+
+func (s checkpointsServer) Remove(_ context.Context, r *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
+	if id, err := checkpoint.ParseID(r.Msg.Id); err == nil && s.d.checkpoints.Damaged()[id] != nil {
+		return connect.NewResponse(&vigiav1.RemoveResponse{}), s.d.checkpoints.Remove(id)
+	}
+	rec, err := s.d.findCheckpoint(r.Msg.Id)
+	if err == nil {
+		err = s.d.removeCheckpoint(rec)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&vigiav1.RemoveResponse{}), nil
+}
+
+func (s checkpointsServer) Rollback(ctx context.Context, r *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	var to checkpoint.Record
+	if r.Msg.Checkpoint == "" {
+		to, err = m.stable()
+	} else {
+		to, err = s.d.findCheckpoint(r.Msg.Checkpoint)
+	}
+	if err == nil {
+		err = m.rollback(ctx, to, "asked for")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(m.show(ctx)), nil
+}
+
+// stable is the last checkpoint of the machine that was marked as one to fall back to.
+func (m *machine) stable() (checkpoint.Record, error) {
+	of := m.d.checkpoints.List(func(r *checkpoint.Record) bool { return r.Machine == m.id() && r.Stable })
+	if len(of) == 0 {
+		return checkpoint.Record{}, fmt.Errorf("%w: %s has no stable one: mark one with: vigia checkpoint mark ID --stable", checkpoint.ErrNotFound, m.name())
+	}
+	return of[len(of)-1], nil
+}
+
+func (s checkpointsServer) Clone(ctx context.Context, r *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error) {
+	o := cloneOrder{name: r.Msg.NewName, owner: r.Msg.Owner, purpose: r.Msg.Purpose, connect: r.Msg.Connect}
+	if _, err := vm.ParseName(o.name); err != nil {
+		return nil, err
+	}
+	if r.Msg.Ttl != "" {
+		ttl, err := vm.ParseTTL(r.Msg.Ttl)
+		if err != nil {
+			return nil, err
+		}
+		o.expires = time.Now().UTC().Add(ttl)
+	}
+	from, err := s.source(ctx, r.Msg)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.d.clone(ctx, from, o)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(m.show(ctx)), nil
+}
+
+// source is what a clone goes on from: the checkpoint named, or the machine as it is now.
+func (s checkpointsServer) source(ctx context.Context, r *vigiav1.CloneRequest) (checkpoint.Record, error) {
+	if r.Checkpoint != "" {
+		return s.d.findCheckpoint(r.Checkpoint)
+	}
+	if _, err := s.d.machine(r.NewName); err == nil {
+		return checkpoint.Record{}, fmt.Errorf("machine %s %w: choose another name", r.NewName, errExists)
+	}
+	m, err := s.d.machine(r.Name)
+	if err != nil {
+		return checkpoint.Record{}, err
+	}
+	return m.checkpoint(ctx, "for the clone "+r.NewName, false)
+}
+
+func shown(r checkpoint.Record) *vigiav1.Checkpoint {
+	return &vigiav1.Checkpoint{Id: string(r.ID), Machine: r.Name, MachineId: string(r.Machine), Time: timestamppb.New(r.Time), Label: r.Label,
+		Stable: r.Stable, Parent: string(r.Parent), PauseMs: r.PauseSeconds * 1000, TookMs: r.Seconds * 1000, Bytes: r.Bytes(),
+		MemoryBytes: r.MemoryBytes, DevicesBytes: r.DevicesBytes, DiskBytes: r.DiskBytes, Pages: r.Pages, How: r.How, Why: r.Why,
+		Disk: r.Disk, Image: r.Spec.Image, MachineMemoryBytes: r.Spec.Memory}
+}
