@@ -4,7 +4,7 @@
 // Package tests look at parts; these look at the whole. They need a built program and an image, which script/test makes:
 //
 //	VIGIA_TEST_PROGRAM  the program, built as `make build` does: confined workers refuse any other
-//	VIGIA_TEST_STATE    a state directory whose images hold the image "tiny"
+//	VIGIA_TEST_STATE    a state directory whose images hold the image "tiny", and "tamper" of test/tamper
 //
 // Without them every test is left out. A guest takes seconds to boot, so tests share one where they can: a test of this
 // package boots a machine and goes through a list of subtests on it, in order. Each daemon has a state directory of its own

@@ -3,6 +3,7 @@ package introspect
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 // operations checks a table of functions that an object points to: file_operations, proto_ops and their like. The table
@@ -17,6 +18,13 @@ func (c *control) operations(subject string, pointer, table, size uint64) {
 	c.checked[table] = true
 	switch in := c.code.within(table); {
 	case c.inImage(table):
+		// A table is a thing of its own, and not made at run time: a copy in a place that nothing uses is neither.
+		if s, offset, ok := c.profile.SymbolAt(table - c.boot.Slide); !ok || offset != 0 && s.Name != holder || strings.ContainsRune("Bb", rune(s.Kind)) {
+			c.found(Finding{Kind: "operations.changed", Subject: subject, Severity: Critical,
+				Detail:   "its table of functions lies within " + c.symbol(table) + ", which is none",
+				Evidence: []Evidence{pointerAt(pointer, table, "pointer to the table")}})
+			return
+		}
 	case in.owner == ownerModule:
 	case in.owner == ownerAlien:
 		c.found(Finding{Kind: "operations.changed", Subject: subject, Severity: High,
@@ -45,6 +53,9 @@ func (c *control) operations(subject string, pointer, table, size uint64) {
 }
 
 const maxOperations = 4096 // bytes of a table
+
+// holder is a variable that has tables as its parts.
+const holder = "net_hotdata"
 
 // isCode says that a value can be called: it leads to known code, or to a page that the kernel may execute.
 func (c *control) isCode(v uint64) bool {

@@ -33,6 +33,12 @@ var savedProfiles = map[string]*kernel.Profile{}
 
 func openSaved(t testing.TB, file string) *Guest {
 	t.Helper()
+	p, m := openSavedWith(t, file)
+	return attach(t, m, p)
+}
+
+func openSavedWith(t testing.TB, file string) (*kernel.Profile, *memory.RAM) {
+	t.Helper()
 	about, err := os.Open(strings.TrimSuffix(file, ".ram") + ".txt")
 	if err != nil {
 		t.Skip(err)
@@ -73,7 +79,7 @@ func openSaved(t testing.TB, file string) *Guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	return attach(t, m, p)
+	return p, m
 }
 
 // TestSavedControl: nothing is wrong with a healthy guest. What is listed and how long it takes is shown with -v.
