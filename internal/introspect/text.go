@@ -36,17 +36,25 @@ func (c *Checker) text() (Result, error) {
 	g.mu.Lock()
 	ref, why := g.reference, g.noReference
 	g.mu.Unlock()
+	found, pages, err := g.CheckExecutable()
+	if err != nil {
+		return Result{}, err
+	}
+	res := Result{Findings: found, Views: []View{{Check: "text", Name: "executable pages", Count: pages}}}
 	if ref == nil {
 		if why == nil {
 			why = ErrNoReference
 		}
-		return Result{Views: []View{{Check: "text", Name: "kernel text", Unknown: why.Error()}}}, nil
+		res.Views = append(res.Views, View{Check: "text", Name: "kernel text, bytes", Unknown: why.Error()})
+		return res, nil
 	}
 	found, stats, err := g.CheckText(ref)
 	if err != nil {
 		return Result{}, err
 	}
-	return Result{Findings: found, Views: []View{{Check: "text", Name: "kernel text", Count: stats.Bytes}}}, nil
+	res.Findings = append(res.Findings, found...)
+	res.Views = append(res.Views, View{Check: "text", Name: "kernel text, bytes", Count: stats.Bytes})
+	return res, nil
 }
 
 // TextStats says what a check of code looked at.
