@@ -388,7 +388,7 @@ func statusKB(pid int64, field string) (int64, error) {
 // anyKernel takes any file for a kernel: a stub boots none.
 type anyKernel struct{ image.InProcess }
 
-func (anyKernel) Profile(_ context.Context, _, dst *os.File) error {
+func (anyKernel) Profile(_ context.Context, _, dst, _ *os.File) error {
 	_, err := dst.WriteString("no profile")
 	return err
 }
