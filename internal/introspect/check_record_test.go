@@ -13,7 +13,7 @@ var checkedSymbols = append([]string{"init_pid_ns", "css_set_table", "__per_cpu_
 	"page_offset_base", "task_struct_cachep", "cred_jar", "init_cred", "module_kset", "mod_tree", "module_bug_list", "tcp_hashinfo", "udp_table",
 	"udplite_table", "raw_v4_hashinfo", "raw_v6_hashinfo", "net_namespace_list"}, recordedSymbols...)
 
-var checkedTypes = append([]string{"pid_namespace", "xa_node", "css_set", "rq", "slab", "kmem_cache", "page", "user_struct", "kset",
+var checkedTypes = append([]string{"pid_namespace", "xa_node", "upid", "css_set", "rq", "slab", "kmem_cache", "page", "user_struct", "kset",
 	"kobject", "module_kobject", "mod_tree_node", "latch_tree_root", "sock_common", "inet_hashinfo", "inet_ehash_bucket",
 	"inet_listen_hashbucket", "udp_table", "udp_hslot", "raw_hashinfo", "net", "packet_sock"}, recordedTypes...)
 

@@ -10,6 +10,7 @@ import (
 const (
 	KindProcessHidden = "process.hidden"
 	KindThreadHidden  = "thread.hidden"
+	KindDisguised     = "process.disguised" // says it is a kernel thread, and is none
 	KindModuleHidden  = "module.hidden"
 	KindSocketHidden  = "socket.hidden"
 	KindListBroken    = "list.broken"

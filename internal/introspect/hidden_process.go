@@ -43,6 +43,9 @@ func (c *Checker) compareTasks(said *claims, more ...func(*Guest) *listing) (res
 			if f, hidden := g.hiddenTask(t, all, said); hidden {
 				res.Findings = append(res.Findings, f)
 			}
+			if f, disguised := g.disguised(t); disguised {
+				res.Findings = append(res.Findings, f)
+			}
 			if g.meter.left <= 0 {
 				return ErrEndless
 			}
@@ -87,6 +90,28 @@ func (g *Guest) hiddenTask(task uint64, all []*listing, said *claims) (Finding, 
 	}
 	f.Detail = fmt.Sprintf("the %s is missing from %s; found by %s", what, words(missing), words(listed))
 	return f, true
+}
+
+// kthreaddPID is the process that makes all kernel threads.
+const kthreaddPID = 2
+
+// disguised reports whether a task says that it is a kernel thread, which tools show apart and leave alone, and is not a
+// child of the process that makes all of them.
+func (g *Guest) disguised(task uint64) (Finding, bool) {
+	l := &g.layout.task
+	r := reader{s: g.space}
+	flags, pid, parent := r.u32(task+l.flags), r.u32(task+l.pid), r.u64(task+l.realParent)
+	if r.err != nil || flags&flagKernelThread == 0 || pid == kthreaddPID || r.u32(parent+l.pid) == kthreaddPID || r.err != nil {
+		return Finding{}, false
+	}
+	t, err := g.taskFacts(task)
+	p := Process{Task: task}
+	if err != nil || t.passing || t.exiting || g.process(&p) != nil {
+		return Finding{}, false
+	}
+	return Finding{Kind: KindDisguised, Severity: High, Subject: nameTask(p.Comm, p.PID), Process: &p, Key: fmt.Sprintf("%x %x", task, p.StartTime),
+		Detail:   "the process says that it is a kernel thread, and kthreadd did not make it",
+		Evidence: []Evidence{{Address: task + l.flags, Note: "task_struct.flags"}}}, true
 }
 
 // taskFacts are what decides where a task should be listed.

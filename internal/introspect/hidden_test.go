@@ -63,6 +63,9 @@ func TestHiddenProcess(t *testing.T) {
 			by      string
 		}{
 			{"pid without its task", false, func() { i.put(pid+i.layout.pid.tasks, 0) }, []string{viewPids}, viewTasks},
+			{"another number in its pid", false, func() { i.put32(pid+v.numbers, 31999) }, []string{viewPids}, viewTasks},
+			{"another pid in the task", false, func() { i.put32(at+i.layout.task.pid, 31999) }, []string{viewPids}, viewTasks},
+			{"another slot", false, func() { i.moveSlot(pid) }, []string{viewPids}, viewTasks},
 			{"all lists", true, all, every, viewSlab},
 			{"all lists, and it runs", false, func() { all(); runs() }, every, viewRunning},
 			{"all lists but cgroups", false, func() {
@@ -83,13 +86,13 @@ func TestHiddenProcess(t *testing.T) {
 		for _, c := range cases {
 			undo := i.change(c.do)
 			found := round(t, quick(i.Guest), c.full)
-			if len(found) != 1 || found[0].Kind != KindProcessHidden || found[0].Process == nil || found[0].Process.PID != victim.PID || !sameNames(found[0].Missing, c.missing) {
+			if len(found) != 1 || found[0].Kind != KindProcessHidden || found[0].Process == nil || found[0].Process.Task != at || !sameNames(found[0].Missing, c.missing) {
 				t.Errorf("%s: %+v", c.name, found)
 				undo()
 				continue
 			}
 			f := found[0]
-			if f.Subject != nameTask(victim.Comm, victim.PID) || f.Severity != Critical || f.Process.Exe != victim.Exe || f.Evidence[0].Address != at {
+			if f.Subject != nameTask(victim.Comm, f.Process.PID) || f.Severity != Critical || f.Process.Exe != victim.Exe || f.Evidence[0].Address != at {
 				t.Errorf("%s: %+v", c.name, f)
 			}
 			if c.by != "" && !slices.Contains(f.Listed, c.by) || !strings.Contains(f.Detail, words(c.missing[:1])) {
@@ -101,6 +104,21 @@ func TestHiddenProcess(t *testing.T) {
 			t.Errorf("all undone: %+v", found)
 		}
 	})
+}
+
+// moveSlot puts a pid into an empty slot beside its own.
+func (i *intruder) moveSlot(pid uint64) {
+	i.t.Helper()
+	slot := i.slot(pid)
+	first := slot - uint64(i.get(pid+i.taskViewLayout().numbers)%64)*8
+	for at := first; at < first+64*8; at += 8 {
+		if i.get(at) == 0 {
+			i.put(at, pid)
+			i.put(slot, 0)
+			return
+		}
+	}
+	i.t.Skip("no empty slot")
 }
 
 func sameNames(a, b []string) bool {
@@ -130,6 +148,20 @@ func TestHiddenThread(t *testing.T) {
 				t.Errorf("%s: %+v", name, found)
 			}
 			undo()
+		}
+	})
+}
+
+// TestDisguised lets a process say that it is a kernel thread.
+func TestDisguised(t *testing.T) {
+	onGuests(t, func(t *testing.T, mem Physical, p *kernel.Profile) {
+		i := enter(t, mem, p)
+		victim := i.task("gone", 0)
+		at := victim.Task + i.layout.task.flags
+		defer i.change(func() { i.put32(at, uint32(i.get(at))|flagKernelThread) })()
+		found := round(t, quick(i.Guest), false)
+		if len(found) != 1 || found[0].Kind != KindDisguised || found[0].Process.PID != victim.PID {
+			t.Errorf("%+v", found)
 		}
 	})
 }

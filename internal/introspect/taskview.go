@@ -16,7 +16,7 @@ const (
 
 // taskViewLayout is where the fields lie that only these views read.
 type taskViewLayout struct {
-	idr, slots, slotCount                    uint64 // of init_pid_ns, link address; of xa_node
+	idr, slots, slotCount, shift, numbers    uint64 // of init_pid_ns, link address; of xa_node; of pid
 	children, sibling, leader, stack, usage  uint64
 	cgroupLink, setTable, setLink            uint64
 	setLists                                 []uint64
@@ -37,7 +37,8 @@ func (g *Guest) taskViewLayout() *taskViewLayout {
 	}
 	in(&l.errPids, func(r *resolver) {
 		l.idr = r.symbol("init_pid_ns") + r.field("pid_namespace", "idr.idr_rt.xa_head")
-		l.slots = r.field("xa_node", "slots")
+		l.slots, l.shift = r.field("xa_node", "slots"), r.field("xa_node", "shift")
+		l.numbers = r.field("pid", "numbers") + r.field("upid", "nr")
 		if f, err := g.profile.Field("xa_node", "slots"); err == nil {
 			l.slotCount = min(f.Count, 64)
 		}
@@ -71,7 +72,8 @@ func (g *Guest) tasksListed() *listing {
 	return l
 }
 
-// pidTable is the first pid namespace's radix tree of pids: every task in the guest has a number in it.
+// pidTable is the first pid namespace's radix tree of pids: every task in the guest has a number in it. One that is there
+// under another number than its own is not found by it.
 func (g *Guest) pidTable() *listing {
 	l, v := newListing(viewPids), g.taskViewLayout()
 	if v.errPids != nil {
@@ -82,9 +84,12 @@ func (g *Guest) pidTable() *listing {
 		return l.unknown(err)
 	}
 	left := maxNodes
-	g.radix(v, root, 0, &left, func(pid uint64) {
-		if link, err := g.space.U64(pid + g.layout.pid.tasks); err == nil && link != 0 {
-			l.at[link-g.layout.task.pidLinks] = true
+	g.radix(v, root, 0, 0, &left, func(index, pid uint64) {
+		r := reader{s: g.space}
+		number, link := r.u32(pid+v.numbers), r.u64(pid+g.layout.pid.tasks)
+		task := link - g.layout.task.pidLinks
+		if r.err == nil && link != 0 && uint64(number) == index && r.u32(task+g.layout.task.pid) == number && r.err == nil {
+			l.at[task] = true
 		}
 	})
 	return l
@@ -97,14 +102,14 @@ const (
 	xaMaxLevels = 11 // of 6 bits each
 )
 
-// radix visits the pointers in a tree of xa_nodes.
-func (g *Guest) radix(v *taskViewLayout, entry uint64, depth int, left *int, visit func(uint64)) {
+// radix visits the pointers in a tree of xa_nodes, with their indices.
+func (g *Guest) radix(v *taskViewLayout, entry, index uint64, depth int, left *int, visit func(index, pointer uint64)) {
 	if *left--; *left < 0 {
 		return
 	}
 	if entry&3 != xaInternal {
 		if entry != 0 && entry&3 == 0 {
-			visit(entry)
+			visit(index, entry)
 		}
 		return
 	}
@@ -113,12 +118,13 @@ func (g *Guest) radix(v *taskViewLayout, entry uint64, depth int, left *int, vis
 	}
 	var slots [64 * 8]byte
 	n := 8 * v.slotCount
-	if g.space.Read(entry-xaInternal+v.slots, slots[:n]) != nil {
+	shift, err := g.space.U8(entry - xaInternal + v.shift)
+	if err != nil || shift > 63 || g.space.Read(entry-xaInternal+v.slots, slots[:n]) != nil {
 		return
 	}
 	for i := uint64(0); i < n; i += 8 {
 		if e := binary.LittleEndian.Uint64(slots[i:]); e != 0 {
-			g.radix(v, e, depth+1, left, visit)
+			g.radix(v, e, index+i/8<<shift, depth+1, left, visit)
 		}
 	}
 }
