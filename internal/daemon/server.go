@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -66,7 +67,7 @@ func (d *Daemon) serve(back *undo) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: attentive(mux), Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
+	server := &http.Server{Handler: attentive(d.toldAll(mux)), Protocols: &protocols, ReadHeaderTimeout: headTime, IdleTimeout: idleTime,
 		ErrorLog: log.New(io.Discard, "", 0), // a client's mistakes are his
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 64, SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -114,7 +115,28 @@ func (d *Daemon) recovered(_ context.Context, spec connect.Spec, _ http.Header, 
 // access makes every call an event: who asked for what, and what was refused.
 type access struct{ d *Daemon }
 
+type notedKey struct{}
+
+// toldAll tells of requests that did not become a call: with a body that can't be read, or to what there is not. Those are
+// joined, since nothing comes of them.
+func (d *Daemon) toldAll(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var noted atomic.Bool
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), notedKey{}, &noted)))
+		if noted.Load() {
+			return
+		}
+		who, _ := r.Context().Value(callerKey{}).(caller)
+		call := event.Text([]byte(r.URL.Path))
+		d.asked.Emit(event.Alike{Sort: "unread " + strconv.Itoa(who.uid) + " " + call, Sum: []string{"count"}}, event.Event{Kind: event.AccessCall,
+			Fields: event.Fields{"call": call, "uid": int64(who.uid), "pid": int64(who.pid), "error": "not a request that can be read, or to what there is not"}})
+	})
+}
+
 func (a access) note(ctx context.Context, procedure string, message any, err error) {
+	if noted, ok := ctx.Value(notedKey{}).(*atomic.Bool); ok {
+		noted.Store(true)
+	}
 	who, _ := ctx.Value(callerKey{}).(caller)
 	fields := event.Fields{"call": procedure, "uid": int64(who.uid), "pid": int64(who.pid)}
 	machine := ""

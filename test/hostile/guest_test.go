@@ -161,12 +161,15 @@ func banner(at string) error {
 }
 
 // eventually waits for what must come.
-func eventually(t *testing.T, most time.Duration, what string, f func() bool) {
+func eventually(t *testing.T, most time.Duration, what string, f func() bool, why ...func() string) {
 	t.Helper()
 	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if f() {
 			return
 		}
+	}
+	for _, f := range why {
+		t.Log(f())
 	}
 	t.Fatalf("%s does not come in %s", what, most)
 }
