@@ -40,7 +40,7 @@ type socketLayout struct {
 	saddr6, daddr6, typ, protocol                   uint64
 	unixAddr, unixPeer, unixLen, unixName, backlink uint64
 	net, netInum, uid, back                         uint64
-	packetNum, packetIndex                          uint64
+	packetNum, packetIndex, substate                uint64
 }
 
 func (g *Guest) socketLayout() (*socketLayout, error) {
@@ -57,6 +57,7 @@ func (g *Guest) socketLayout() (*socketLayout, error) {
 	l.net, l.netInum = r.optional("sock", "__sk_common.skc_net.net"), r.optional("net", "ns.inum")
 	l.uid, l.back = r.optional("sock", "sk_uid"), r.optional("sock", "sk_socket")
 	l.packetNum, l.packetIndex = r.optional("packet_sock", "num"), r.optional("packet_sock", "ifindex")
+	l.substate = r.optional("inet_timewait_sock", "tw_substate")
 	// AF_UNIX may be a module: without it there are no such sockets either.
 	l.unixAddr, l.unixPeer = r.optional("unix_sock", "addr"), r.optional("unix_sock", "peer")
 	l.unixLen, l.unixName = r.optional("unix_address", "len"), r.optional("unix_address", "name")
@@ -224,6 +225,9 @@ func (g *Guest) describe(l *socketLayout, s *Socket, full bool) {
 	}
 	switch family {
 	case familyIPv4, familyIPv6:
+		if !full {
+			state = g.standIn(l, sk, state)
+		}
 		g.inet(l, s, sk, family == familyIPv6, typ, protocol, state)
 	case familyUnix:
 		g.unix(l, s, sk, state)
@@ -244,6 +248,19 @@ func (g *Guest) describe(l *socketLayout, s *Socket, full bool) {
 	if !full || err != nil {
 		s.Unknown = append(s.Unknown, "uid")
 	}
+}
+
+// standIn returns the state of the connection that a small stand-in is for: FIN_WAIT_2 waits in the same form as TIME_WAIT.
+func (g *Guest) standIn(l *socketLayout, sk uint64, state uint8) uint8 {
+	if state == stateNewSynRecv {
+		return stateSynRecv
+	}
+	if l.substate != noField {
+		if sub, err := g.space.U8(sk + l.substate); err == nil && sub == stateFinWait2 {
+			return sub
+		}
+	}
+	return state
 }
 
 func (g *Guest) socketSpace(l *socketLayout, s *Socket, sk uint64) {

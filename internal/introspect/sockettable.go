@@ -286,8 +286,10 @@ func (w *tableWalk) chain(link uint64) error {
 	return fmt.Errorf("%w: more than %d elements", ErrTorn, maxNodes)
 }
 
-// TCP's states in which a sock is a small stand-in.
+// TCP's states in which a sock is a small stand-in, and what those stand for.
 const (
+	stateSynRecv    = 3
+	stateFinWait2   = 5
 	stateTimeWait   = 6
 	stateNewSynRecv = 12
 )
