@@ -12,6 +12,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"vigia/internal/api/vigiav1"
 	"vigia/internal/cli"
 	vigiad "vigia/internal/daemon"
+	"vigia/internal/event"
 	"vigia/internal/host"
 	"vigia/internal/jail"
 	"vigia/internal/ledger"
@@ -33,7 +35,7 @@ import (
 // local is what the command line can do without a daemon.
 func local() cli.Local {
 	return cli.Local{Version: version, Serve: serve, Doctor: doctor, PolicyCheck: policyCheck, PolicyTest: policyTest,
-		LedgerVerify: ledgerVerify, LedgerExport: ledgerExport, VolumeCheck: volumeCheck}
+		LedgerVerify: ledgerVerify, LedgerExport: ledgerExport, LedgerProve: ledgerProve, VolumeCheck: volumeCheck}
 }
 
 func serve(ctx context.Context, o cli.ServeOptions) error {
@@ -227,12 +229,20 @@ func ledgerPlace(o cli.LedgerOptions) (dir, key string, err error) {
 
 // ledgerVerify reads the whole ledger and checks every byte of it.
 func ledgerVerify(ctx context.Context, o cli.LedgerOptions, asJSON bool, w io.Writer) error {
+	if o.Proof != "" {
+		return proofVerify(o, asJSON, w)
+	}
 	dir, key, err := ledgerPlace(o)
 	if err != nil {
 		return err
 	}
 	var opts ledger.VerifyOptions
-	if o.Dir == "" {
+	switch {
+	case o.Head != "":
+		if opts.Since, err = keptHead(o.Head, key); err != nil {
+			return err
+		}
+	case o.Dir == "":
 		if opts.Since, err = vigiad.KnownHead(o.State, key); err != nil {
 			return fmt.Errorf("%w: %w", cli.ErrFound, err)
 		}
@@ -250,6 +260,89 @@ func ledgerVerify(ctx context.Context, o cli.LedgerOptions, asJSON bool, w io.Wr
 	fmt.Fprintf(w, "ledger verified: %d entries, root %s, sealed %s, %d files, %d bytes\n",
 		report.Size, report.Root, report.Time.Format(time.RFC3339), report.Files, report.Bytes)
 	return nil
+}
+
+// keptHead reads a head that somebody kept.
+func keptHead(file, key string) (*ledger.Head, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	head, err := ledger.ParseHead(text, key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s is no head of this ledger: %w", cli.ErrFound, file, err)
+	}
+	return &head, nil
+}
+
+// proofVerify checks a proof, or an export, against a key alone.
+func proofVerify(o cli.LedgerOptions, asJSON bool, w io.Writer) error {
+	if o.Key == "" {
+		return errors.New("a proof says nothing without a key that came another way: give it with --key")
+	}
+	key, err := os.ReadFile(o.Key)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(o.Proof)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	entries := 0
+	head, err := ledger.VerifyExport(f, strings.TrimSpace(string(key)), func(ledger.Entry) error { entries++; return nil })
+	if err != nil {
+		return fmt.Errorf("%w: %s does not verify: %w", cli.ErrFound, o.Proof, err)
+	}
+	if asJSON {
+		return printJSON(w, struct {
+			ledger.Head
+			Entries int `json:"entries"`
+		}{head, entries})
+	}
+	fmt.Fprintf(w, "proof verified: %d of %d entries, root %s, sealed %s\n", entries, head.Size, head.Root, head.Time.Format(time.RFC3339))
+	return nil
+}
+
+// ledgerProve writes an export of the one entry that has the index or the event id.
+func ledgerProve(ctx context.Context, o cli.LedgerOptions, entry string, w io.Writer) error {
+	dir, key, err := ledgerPlace(o)
+	if err != nil {
+		return err
+	}
+	index, err := strconv.ParseUint(entry, 10, 64)
+	if err != nil {
+		if index, err = indexOf(ctx, dir, key, entry); err != nil {
+			return err
+		}
+	}
+	var proof bytes.Buffer
+	if err := ledger.Export(ctx, dir, &proof, index, index+1); err != nil {
+		return err
+	}
+	if bytes.Count(proof.Bytes(), []byte("\n")) < 2 {
+		return fmt.Errorf("the ledger has no entry %d: see vigia ledger head", index)
+	}
+	_, err = w.Write(proof.Bytes())
+	return err
+}
+
+// indexOf looks through the ledger for an event.
+func indexOf(ctx context.Context, dir, key, id string) (uint64, error) {
+	read, write := io.Pipe()
+	defer read.Close()
+	go func() { write.CloseWithError(ledger.Export(ctx, dir, write, 0, math.MaxUint64)) }()
+	found, at := false, uint64(0)
+	_, err := ledger.VerifyExport(read, key, func(e ledger.Entry) error {
+		if ev, err := event.Unmarshal(e.Data); err == nil && ev.ID == id {
+			found, at = true, e.Index
+		}
+		return nil
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("the ledger has no event %q: events -o json prints their ids", event.Text([]byte(id)))
+	}
+	return at, err
 }
 
 // damaged tells a ledger that was tampered with from one that can't be read.

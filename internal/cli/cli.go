@@ -67,6 +67,7 @@ type Local struct {
 	PolicyTest   func(file, events string, asJSON bool, w io.Writer) error
 	LedgerVerify func(ctx context.Context, o LedgerOptions, asJSON bool, w io.Writer) error
 	LedgerExport func(ctx context.Context, o LedgerOptions, w io.Writer) error
+	LedgerProve  func(ctx context.Context, o LedgerOptions, entry string, w io.Writer) error
 	VolumeCheck  func(ctx context.Context, state, target string, asJSON bool, w io.Writer) error
 }
 
@@ -85,6 +86,8 @@ type LedgerOptions struct {
 	State string
 	Dir   string // a ledger's own directory, or a copy of one; empty: the state directory's
 	Key   string // file of the verifier key; empty: the one beside the ledger
+	Head  string // file of a signed head that was kept elsewhere, which the ledger must contain; empty: none
+	Proof string // file of a proof or an export, to be verified in the ledger's place; empty: the ledger
 }
 
 // Main runs one command line, without the program's name, and returns the exit status. Cancelling ctx ends the command.

@@ -14,7 +14,7 @@ import (
 
 func (a *app) ledgerCmd() *cobra.Command {
 	c := &cobra.Command{Use: "ledger", Short: "The tamper-evident record of all events", RunE: needsCommand, Args: cobra.ArbitraryArgs}
-	c.AddCommand(a.ledgerHeadCmd(), a.ledgerVerifyCmd(), a.ledgerExportCmd())
+	c.AddCommand(a.ledgerHeadCmd(), a.ledgerVerifyCmd(), a.ledgerProveCmd(), a.ledgerExportCmd())
 	return c
 }
 
@@ -64,6 +64,30 @@ func (a *app) ledgerVerifyCmd() *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Dir, "dir", "", "the ledger's `directory`, or an exported copy (default: the state directory's)")
 	c.Flags().StringVar(&o.Key, "key", "", "`file` of the verifier key (default: the one beside the ledger, which proves less)")
+	c.Flags().StringVar(&o.Head, "head", "", "`file` of a head kept elsewhere (ledger head --note): the ledger must contain it")
+	c.Flags().StringVar(&o.Proof, "proof", "", "`file` of a proof or an export: verify that, and no ledger; give the key by --key")
+	return c
+}
+
+func (a *app) ledgerProveCmd() *cobra.Command {
+	var o LedgerOptions
+	c := &cobra.Command{
+		Use:   "prove EVENT",
+		Short: "Write a proof that an event, by its id or index, is in the ledger, for who has the key and nothing else of it",
+		Long: "Write a proof that an event is in the ledger: the signed head, the event and the way from it to the head's root, two\n" +
+			"lines of JSON. `vigia ledger verify --proof FILE --key KEY` checks it anywhere.",
+		Args: cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) (err error) {
+			if o.State, err = api.StateDir(a.stateFlag); err != nil {
+				return err
+			}
+			if a.local.LedgerProve == nil {
+				return missing("ledger prove")
+			}
+			return a.local.LedgerProve(ctx, o, args[0], a.localOutput())
+		}),
+	}
+	c.Flags().StringVar(&o.Dir, "dir", "", "the ledger's `directory` (default: the state directory's)")
 	return c
 }
 
