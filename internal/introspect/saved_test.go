@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vigia/internal/kernel"
 	"vigia/internal/memory"
 )
@@ -106,4 +108,38 @@ func TestSavedControl(t *testing.T) {
 		}
 		t.Logf("all: %v", all)
 	})
+}
+
+// BenchmarkSavedControl measures the checks of control flow: those of each second, and all.
+func BenchmarkSavedControl(b *testing.B) {
+	files, _ := filepath.Glob(filepath.Join(os.Getenv("VIGIA_TEST_SAVED"), "*.ram"))
+	for _, file := range files {
+		for _, full := range []bool{false, true} {
+			name := strings.TrimSuffix(filepath.Base(file), ".ram") + "/second"
+			if full {
+				name = strings.TrimSuffix(filepath.Base(file), ".ram") + "/all"
+			}
+			b.Run(name, func(b *testing.B) {
+				g := openSaved(b, file)
+				begin := cpuTime()
+				for b.Loop() {
+					for _, c := range controls {
+						if full || c.cheap {
+							if _, err := g.look(c.look); err != nil {
+								b.Fatal(err)
+							}
+						}
+					}
+				}
+				b.ReportMetric(float64((cpuTime()-begin).Microseconds())/1000/float64(b.N), "cpu-ms/op")
+			})
+		}
+	}
+}
+
+// cpuTime is what this process has used: the same on a busy host.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
