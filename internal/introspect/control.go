@@ -19,6 +19,8 @@ type control struct {
 	*Guest
 	code     *codeMap
 	findings []Finding
+	listed   map[string]bool // the findings that only list something
+	serious  int             // how many others there are
 	looked   int             // pointers to code that were followed
 	buf      []byte          // for tables, kept from one to the next
 	checked  map[uint64]bool // tables of functions that were looked at
@@ -84,7 +86,8 @@ func (g *Guest) look(look func(c *control) error) ([]Finding, error) {
 func (g *Guest) control(look func(c *control) error) (found []Finding, looked int, err error) {
 	c := &control{Guest: g}
 	err = g.view(func() (err error) {
-		c.findings, c.looked, c.checked = nil, 0, map[uint64]bool{}
+		c.findings, c.looked, c.serious = nil, 0, 0
+		c.listed, c.checked = map[string]bool{}, map[uint64]bool{}
 		if c.code, err = g.codeMap(); err != nil {
 			return err
 		}
@@ -113,11 +116,22 @@ func all(looks ...func(c *control) error) func(c *control) error {
 // errNotBuilt: the kernel was built without what a check looks at, or says too little of it.
 var errNotBuilt = fmt.Errorf("%w: it was built without it", kernel.ErrUnsupported)
 
-// maxFound bounds what one check says; what is beyond it would say the same.
-const maxFound = 128
+// maxFound bounds what one check says; what is beyond it would say the same. What is listed has a bound of its own, so that
+// nobody can fill it to keep something else out, and is listed once: each network namespace has the same hooks.
+const (
+	maxFound  = 256
+	maxListed = 64
+)
 
 func (c *control) found(f Finding) {
-	if len(c.findings) < maxFound {
+	if f.Severity == Info {
+		if what := f.Kind + f.Subject + f.Detail; !c.listed[what] && len(c.listed) < maxListed {
+			c.listed[what] = true
+			c.findings = append(c.findings, f)
+		}
+		return
+	}
+	if c.serious++; c.serious <= maxFound {
 		c.findings = append(c.findings, f)
 	}
 }
