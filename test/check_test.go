@@ -100,6 +100,10 @@ packages() {
 containers() {
 	unshare -pmnuif --mount-proc sh -c 'hostname c; ip link set lo up; mount -t tmpfs t /mnt; ps ax >/dev/null; (sleep 0.1 &); true' &&
 	unshare -Ur sh -c 'id -u; unshare -pf true' >/dev/null
+	modprobe -q overlay && mkdir -p lower upper work both && chmod 777 lower upper && unshare -m sh -c 'mount -t tmpfs t work && mkdir work/w work/u &&
+		chmod 777 work/u && mount -t overlay o -o lowerdir=lower,upperdir=work/u,workdir=work/w both &&
+		su nobody -s /bin/sh -c "dd if=/dev/zero of=both/f bs=4k count=500 conv=fsync" 2>/dev/null & dd if=/dev/zero of=lower/g bs=4k count=99 2>/dev/null; wait'
+	true
 }
 users() {
 	cp /usr/bin/id /usr/local/bin/rid; chmod 4755 /usr/local/bin/rid
@@ -298,7 +302,7 @@ func TestHidden(t *testing.T) {
 	back()
 
 	nobody := i.process("sleep 65432")
-	cred := i.get(nobody.Task + i.offset("task_struct", "cred"))
+	cred := i.get(nobody.Task + i.offset("task_struct", "real_cred"))
 	was := i.get(cred + i.offset("cred", "euid"))
 	i.write(cred+i.offset("cred", "euid"), []byte{0, 0, 0, 0})
 	found, _ := g.check()

@@ -113,7 +113,9 @@ func probesShort(g *guest) {
 
 func probesEnds(g *guest) {
 	g.sh("sh -c 'exit 7' probe-seven || true; sleep 77 & busybox usleep 500000; kill -9 $!; wait")
-	g.one("process.exited", func(f object) bool { return strings.HasSuffix(f.text("cmdline"), "probe-seven") && f.number("exit_code") == 7 })
+	g.one("process.exited", func(f object) bool {
+		return strings.HasSuffix(f.text("cmdline"), "probe-seven") && f.number("exit_code") == 7
+	})
 	g.one("process.exited", func(f object) bool { return f.text("cmdline") == "sleep 77" && f.number("signal") == 9 })
 }
 

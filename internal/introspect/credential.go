@@ -18,7 +18,7 @@ const (
 
 // credLayout is where the fields lie that only these checks read.
 type credLayout struct {
-	cred, execID                            uint64 // of task_struct
+	execID                                  uint64 // of task_struct
 	permitted, effective, user, ns, userUID uint64
 	size                                    uint64 // of what is read at once
 	initCred                                uint64 // link address
@@ -30,7 +30,7 @@ func (g *Guest) credLayout() *credLayout {
 		return g.creds
 	}
 	r, l := &resolver{p: g.profile}, &credLayout{}
-	l.cred, l.execID = r.field("task_struct", "cred"), r.field("task_struct", "self_exec_id")
+	l.execID = r.field("task_struct", "self_exec_id")
 	l.permitted, l.effective = r.field("cred", "cap_permitted"), r.field("cred", "cap_effective")
 	l.user, l.ns, l.userUID = r.field("cred", "user"), r.field("cred", "user_ns"), r.field("user_struct", "uid")
 	l.initCred = r.symbol("init_cred")
@@ -44,7 +44,8 @@ func (g *Guest) credLayout() *credLayout {
 	return l
 }
 
-// identity is who a task is, as its subjective credentials say.
+// identity is who a task is, as its real credentials say. Its effective ones may be another's for the time of a system call:
+// a file on an overlay is read as who mounted it, access(2) asks as the real user.
 type identity struct {
 	at                     uint64 // address of the struct cred
 	uid, euid, suid, fsuid uint32
@@ -80,11 +81,11 @@ func (i *identity) raisedFrom(was *identity) (how string, raised bool) {
 func (g *Guest) identityOf(task uint64) (i identity, err error) {
 	l, c := g.credLayout(), &g.layout.cred
 	r := reader{s: g.space}
-	i.at = r.u64(task + l.cred)
+	i.at = r.u64(task + g.layout.task.realCred)
 	var buf [512]byte
 	b := buf[:l.size]
 	r.bytes(i.at, b)
-	if r.u64(task+l.cred) != i.at {
+	if r.u64(task+g.layout.task.realCred) != i.at {
 		return i, ErrTorn
 	}
 	i.exec = r.u64(task + l.execID)

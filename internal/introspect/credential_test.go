@@ -17,9 +17,9 @@ func TestCredentials(t *testing.T) {
 		}
 		c, off := &i.layout.cred, i.layout.task.realCred
 		user, root := i.task("dbus-daemon", 101), i.task("tail", 0)
-		cred, rootCred := i.get(user.Task+l.cred), i.get(root.Task+l.cred)
+		cred, rootCred := i.get(user.Task+off), i.get(root.Task+off)
 		become := func(to uint64) func() {
-			return func() { i.put(user.Task+l.cred, to); i.put(user.Task+off, to) }
+			return func() { i.put(user.Task+off, to) }
 		}
 		ids := func(v uint32) {
 			for _, at := range []uint64{c.uid, c.euid, c.suid, c.fsuid} {
@@ -49,6 +49,13 @@ func TestCredentials(t *testing.T) {
 			}, true, KindCredForeign},
 			// What is right.
 			{"a call of exec between", func() { become(rootCred); i.put(user.Task+l.execID, 99); i.put32(cred+c.euid, 0) }, false, ""},
+			{"it reads a file on an overlay", func() {
+				at, err := i.profile.Offset("task_struct", "cred")
+				if err != nil {
+					t.Fatal(err)
+				}
+				i.put(user.Task+at, rootCred)
+			}, false, ""},
 			{"root gives it up", func() { i.put32(rootCred+c.euid, 1000); i.put32(rootCred+c.fsuid, 1000) }, false, ""},
 		} {
 			checker := quick(i.Guest)
