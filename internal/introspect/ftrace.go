@@ -110,28 +110,6 @@ func (c *control) filter(ops uint64) (sites []uint64) {
 	return sites
 }
 
-// hashed calls visit with each node of an hlist, the list in a bucket of a hash table. head is the address of its head.
-func (c *control) hashed(head uint64, visit func(node uint64) error) error {
-	pointer := head
-	for range maxNodes {
-		node, err := c.space.U64(pointer)
-		if err != nil {
-			return ErrTorn
-		}
-		if node&1 != 0 || node == 0 { // the tables of sockets mark their ends with odd numbers
-			return nil
-		}
-		if back, err := c.space.U64(node + 8); err != nil || back != pointer {
-			return ErrTorn
-		}
-		if err := visit(node); err != nil {
-			return err
-		}
-		pointer = node
-	}
-	return ErrTorn
-}
-
 // traced names what a tracer is called for.
 func (c *control) traced(t tracer) string {
 	if len(t.sites) == 0 {

@@ -1,7 +1,5 @@
 package introspect
 
-import "slices"
-
 // CheckKprobes lists the breakpoints that the kernel has in its own code, and whom they call: kprobes, kretprobes, and the
 // consumers of uprobes, which are breakpoints in programs.
 func (g *Guest) CheckKprobes() ([]Finding, error) {
@@ -116,72 +114,4 @@ func (c *control) uprobes() error {
 		}
 		return nil
 	})
-}
-
-// tree calls visit with each node of a red-black tree, whose root pointer lies at root, in no order that matters. Nodes
-// that do not point back at their parent tear it.
-func (c *control) tree(root uint64, visit func(node uint64) error) error {
-	top, err := c.space.U64(root)
-	if err != nil || top == 0 {
-		return err
-	}
-	type edge struct{ node, parent uint64 }
-	pending := []edge{{top, 0}}
-	for n := 0; len(pending) > 0; n++ {
-		e := pending[len(pending)-1]
-		pending = pending[:len(pending)-1]
-		r := reader{s: c.space}
-		parent, right, left := r.u64(e.node)&^3, r.u64(e.node+8), r.u64(e.node+16)
-		if r.err != nil || parent != e.parent || n == maxNodes {
-			return ErrTorn
-		}
-		for _, child := range []uint64{left, right} {
-			if child != 0 {
-				pending = append(pending, edge{child, e.node})
-			}
-		}
-		if err := visit(e.node); err != nil {
-			return err
-		}
-		if len(pending) > maxNodes {
-			return ErrTorn
-		}
-	}
-	return nil
-}
-
-// CheckTracepoints lists the functions that are called at the kernel's tracepoints.
-func (g *Guest) CheckTracepoints() ([]Finding, error) { return g.look((*control).tracepoints) }
-
-const maxTracepointProbes = 64
-
-func (c *control) tracepoints() error {
-	r := c.resolver()
-	funcs, fn := r.field("tracepoint", "funcs"), r.field("tracepoint_func", "func")
-	size, err := c.profile.Size("tracepoint_func")
-	if r.err != nil || err != nil {
-		return errNotBuilt
-	}
-	if c.points == nil {
-		for s := range c.profile.SymbolsFrom("__tracepoint_") {
-			c.points = append(c.points, s.Addr)
-		}
-		slices.Sort(c.points)
-	}
-	for _, link := range c.points {
-		list, err := c.space.U64(link + c.boot.Slide + funcs)
-		if err != nil || list == 0 {
-			continue
-		}
-		name := c.symbol(link + c.boot.Slide)[len("__tracepoint_"):]
-		for i := range uint64(maxTracepointProbes) {
-			at := list + i*size + fn
-			target, err := c.space.U64(at)
-			if err != nil || target == 0 {
-				break
-			}
-			c.hook("tracepoint.hook", name, "the tracepoint "+name, at, target)
-		}
-	}
-	return nil
 }

@@ -16,119 +16,9 @@ func (g *Guest) CheckOperations() ([]Finding, error) {
 }
 
 const (
-	maxProcFiles = 1 << 15
 	maxInodes    = 1 << 15 // of all file systems, in one check
 	maxInodeSize = 4096
 )
-
-// procOwn are files of /proc that rootkits rewrite, by which of their tables, and what it is.
-var procOwn = map[string]string{
-	"/proc/modules ops": "modules_proc_ops", "/proc/kallsyms ops": "kallsyms_proc_ops", "/proc/kcore ops": "kcore_proc_ops",
-	"/proc/kmsg ops": "kmsg_proc_ops", "/proc/stat ops": "stat_proc_ops", "/proc ops": "proc_root_operations",
-	"/proc/net/tcp seq_ops": "tcp4_seq_ops", "/proc/net/tcp6 seq_ops": "tcp6_seq_ops", "/proc/net/udp seq_ops": "udp_seq_ops",
-	"/proc/net/udp6 seq_ops": "udp6_seq_ops", "/proc/net/raw seq_ops": "raw_seq_ops", "/proc/net/raw6 seq_ops": "raw6_seq_ops",
-	"/proc/net/packet seq_ops": "packet_seq_ops", "/proc/net/unix seq_ops": "unix_seq_ops",
-}
-
-type procLayout struct {
-	ops, seq, write, iops, dops, name, mode     uint64
-	subdir, node                                uint64
-	fileSize, dirSize, seqSize, iSize, size, dS uint64
-}
-
-// procFiles walks the trees of /proc and of every namespace's /proc/net.
-func (c *control) procFiles() error {
-	r, l := c.resolver(), procLayout{}
-	l.ops, l.seq = r.field("proc_dir_entry", "proc_ops"), r.field("proc_dir_entry", "seq_ops")
-	l.write, l.iops, l.dops = r.field("proc_dir_entry", "write"), r.field("proc_dir_entry", "proc_iops"), r.field("proc_dir_entry", "proc_dops")
-	l.name, l.mode = r.field("proc_dir_entry", "name"), r.field("proc_dir_entry", "mode")
-	l.subdir, l.node = r.field("proc_dir_entry", "subdir"), r.field("proc_dir_entry", "subdir_node")
-	l.fileSize, l.dirSize, l.seqSize = r.size("proc_ops"), r.size("file_operations"), r.size("seq_operations")
-	l.iSize, l.size, l.dS = r.size("inode_operations"), r.size("proc_dir_entry"), r.size("dentry_operations")
-	link, net := r.field("net", "list"), r.optional("net", "proc_net")
-	root, err := c.symbolAddr("proc_root")
-	if r.err != nil || err != nil || l.size > maxOperations {
-		return errNotBuilt
-	}
-	n := 0
-	if err := c.procFile(&l, root, "/proc", true, &n); err != nil {
-		return err
-	}
-	namespaces := c.known("net_namespace_list")
-	if namespaces == 0 || net == noField {
-		return nil
-	}
-	spaces := 0
-	return c.walk(namespaces, func(node uint64) error {
-		if spaces++; spaces > maxNamespaces {
-			return ErrEndless
-		}
-		entry, err := c.space.U64(node - link + net)
-		if err != nil || entry == 0 {
-			return nil // it is being made
-		}
-		return c.procFile(&l, entry, "/proc/net", true, &n) // whose mode nobody sets
-	})
-}
-
-// procFile looks at one struct proc_dir_entry and those below it.
-func (c *control) procFile(l *procLayout, entry uint64, path string, directory bool, n *int) error {
-	if *n++; *n > maxProcFiles || len(path) > maxPath {
-		return ErrEndless
-	}
-	b, err := c.table(entry, int(l.size))
-	if err != nil {
-		return ErrTorn
-	}
-	at := func(off uint64) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
-	ops, seq, write, iops, dops := at(l.ops), at(l.seq), at(l.write), at(l.iops), at(l.dops)
-	directory = directory || binary.LittleEndian.Uint16(b[l.mode:])>>12 == 4
-	size := l.fileSize
-	if directory {
-		size = l.dirSize
-	}
-	c.procTable(path, entry+l.ops, ops, size, "ops")
-	c.operations(path, entry+l.iops, iops, l.iSize)
-	c.operations(path, entry+l.dops, dops, l.dS)
-	c.hooked("operations.changed", path, "a write to "+path, entry+l.write, write)
-	if c.code.at(seq).owner != ownerNone { // a file of one text is shown by a function alone
-		c.hooked("operations.changed", path, "reading "+path, entry+l.seq, seq)
-	} else {
-		c.procTable(path, entry+l.seq, seq, l.seqSize, "seq_ops")
-	}
-	if !directory {
-		return nil
-	}
-	return c.tree(entry+l.subdir, func(node uint64) error {
-		child := node - l.node
-		pointer, err := c.space.U64(child + l.name)
-		if err != nil {
-			return ErrTorn
-		}
-		name, err := c.space.CString(pointer, 64)
-		if err != nil && len(name) == 0 {
-			return ErrTorn
-		}
-		return c.procFile(l, child, path+"/"+event.Text(name), false, n)
-	})
-}
-
-// procTable is operations for a file that may be known to have one of its own.
-func (c *control) procTable(path string, pointer, table, size uint64, which string) {
-	c.operations(path, pointer, table, size)
-	own, want := procOwn[path+" "+which], uint64(0)
-	if own != "" {
-		want = c.known(own)
-	}
-	if want == 0 || table == want || !c.inImage(table) {
-		return
-	}
-	is := c.symbol(table)
-	e := pointerAt(pointer, table, "pointer to "+is)
-	e.Expected = binary.LittleEndian.AppendUint64(nil, want)
-	c.found(Finding{Kind: "operations.changed", Subject: path, Severity: Critical, Detail: path + " is served by " + is + ", not " + own,
-		Evidence: []Evidence{e}})
-}
 
 // inodes looks at the file systems, and at the inodes that they have in memory.
 func (c *control) inodes() error {
@@ -175,23 +65,6 @@ func (c *control) inodes() error {
 			c.operations(subject, inode+aops, a, aSize)
 		})
 	})
-}
-
-// loose follows a circular list by its next pointers alone, as the kernel does, up to most elements: what changes too
-// often to be whole, and where one look more or less does no harm.
-func (c *control) loose(head uint64, most int, visit func(node uint64)) error {
-	node, err := c.space.U64(head)
-	for n := 0; err == nil && node != head && n < most; n++ {
-		at := node
-		node, err = c.space.U64(at)
-		if err == nil {
-			visit(at)
-		}
-	}
-	if c.meter.left <= 0 {
-		return ErrEndless
-	}
-	return nil
 }
 
 // openFiles looks at what processes hold open: a file has a table of its own, which may differ from its inode's.
@@ -252,67 +125,6 @@ func (c *control) socketOf(s *socketTables, f openFile) {
 			c.hooked("operations.changed", subject, "an event of "+subject, sk+call, target)
 		}
 	}
-}
-
-const maxTerminals = 1024
-
-// terminals looks at terminals, their drivers and line disciplines: who hooks one of those reads what is typed.
-func (c *control) terminals() error {
-	drivers, err := c.symbolAddr("tty_drivers")
-	r := c.resolver()
-	link, ops := r.field("tty_driver", "tty_drivers"), r.field("tty_driver", "ops")
-	ttys, count := r.field("tty_driver", "ttys"), r.field("tty_driver", "num")
-	tops, ldisc, lops := r.field("tty_struct", "ops"), r.field("tty_struct", "ldisc"), r.field("tty_ldisc", "ops")
-	size, lsize := r.size("tty_operations"), r.size("tty_ldisc_ops")
-	if err != nil || r.err != nil {
-		return errNotBuilt
-	}
-	if table := c.known("tty_ldiscs"); table != 0 {
-		b, err := c.table(table, c.entries(table, 64)*8)
-		if err == nil {
-			for i, v := range pointersIn(b) {
-				c.operations(fmt.Sprintf("line discipline %d", i), table+uint64(i)*8, v, lsize)
-			}
-		}
-	}
-	return c.walk(drivers, func(node uint64) error {
-		driver := node - link
-		read := reader{s: c.space}
-		table, array, n := read.u64(driver+ops), read.u64(driver+ttys), read.u32(driver+count)
-		if read.err != nil {
-			return ErrTorn
-		}
-		c.operations("a terminal's driver", driver+ops, table, size)
-		if array == 0 {
-			return nil
-		}
-		b, err := c.table(array, int(min(n, maxTerminals))*8)
-		if err != nil {
-			return nil
-		}
-		for i, tty := range pointersIn(b) {
-			if tty == 0 {
-				continue
-			}
-			read := reader{s: c.space}
-			table, discipline := read.u64(tty+tops), read.u64(tty+ldisc)
-			subject := fmt.Sprintf("terminal %d", i)
-			c.operations(subject, tty+tops, table, size)
-			if table, err := c.space.U64(discipline + lops); err == nil && discipline != 0 {
-				c.operations(subject, discipline+lops, table, lsize)
-			}
-		}
-		return nil
-	})
-}
-
-// pointersIn splits what was read into pointers; they outlive the memory that was read to.
-func pointersIn(b []byte) []uint64 {
-	list := make([]uint64, 0, len(b)/8)
-	for ; len(b) >= 8; b = b[8:] {
-		list = append(list, binary.LittleEndian.Uint64(b))
-	}
-	return list
 }
 
 // registered are lists of structs with pointers to functions.
