@@ -48,7 +48,7 @@ func (c *Checker) text() (Result, error) {
 		res.Views = append(res.Views, View{Check: "text", Name: "kernel text, bytes", Unknown: why.Error()})
 		return res, nil
 	}
-	found, stats, err := g.CheckText(ref)
+	found, stats, err := g.CheckText(ref, nil)
 	if err != nil {
 		return Result{}, err
 	}
@@ -89,6 +89,7 @@ type textCheck struct {
 
 	got, want []byte
 	changes   []change
+	found     []Finding
 	stats     TextStats
 }
 
@@ -99,8 +100,9 @@ type change struct {
 	n         int
 }
 
-// CheckText compares the kernel's code and read-only data with what ref says they must be.
-func (g *Guest) CheckText(ref *kernel.Reference) ([]Finding, TextStats, error) {
+// CheckText compares the kernel's code and read-only data with what ref says they must be, and that of modules with their
+// files; files may be nil.
+func (g *Guest) CheckText(ref *kernel.Reference, files ModuleFiles) ([]Finding, TextStats, error) {
 	if ref == nil {
 		return nil, TextStats{}, ErrNoReference
 	}
@@ -115,14 +117,18 @@ func (g *Guest) CheckText(ref *kernel.Reference) ([]Finding, TextStats, error) {
 	}
 	boot := g.Boot()
 	err := t.segments()
+	if err == nil && files != nil {
+		err = t.modules(files)
+	}
 	if err == nil && g.Boot() != boot {
 		err = ErrNotReady // it was reset meanwhile
 	}
 	if err != nil {
 		return nil, TextStats{}, err
 	}
-	t.stats.Took, t.stats.Sites, t.stats.Traced = time.Since(began), ref.NumSites(), t.expect.Traced
-	return t.findings(), t.stats, nil
+	t.stats.Took, t.stats.Traced = time.Since(began), t.expect.Traced
+	t.stats.Sites += ref.NumSites()
+	return append(t.findings(), t.found...), t.stats, nil
 }
 
 // prepare finds out whose code is where, and what the kernel chose at boot.
@@ -190,6 +196,11 @@ func (t *textCheck) Function(addr uint64) bool {
 func (t *textCheck) Tracer(addr uint64) bool {
 	c := t.code.at(addr)
 	return c.owner == ownerMade && c.start == addr
+}
+
+// Own reports whether addr lies in a module, or at the end of one.
+func (t *textCheck) Own(addr uint64) bool {
+	return t.code.within(addr).owner != ownerNone || t.code.within(addr-1).owner != ownerNone
 }
 
 // Code reads guest memory.
@@ -285,15 +296,12 @@ func (t *textCheck) findings() []Finding {
 
 func (t *textCheck) finding(c change) Finding {
 	f := Finding{Kind: KindTextChanged, Subject: t.symbol(c.addr), Severity: Critical,
-		Evidence: []Evidence{{Address: c.addr, Bytes: c.got, Expected: c.want, Note: t.site(c.addr)}}}
+		Evidence: []Evidence{{Address: c.addr, Bytes: c.got, Expected: c.want, Note: siteAt(t.object, c.addr)}}}
 	what := "the kernel's code"
 	if text := t.ref.Text(); c.addr-t.boot.Slide-text.Addr >= uint64(len(text.Data)) {
 		f.Kind, what = KindRodataChanged, "the kernel's read-only data"
 	}
-	f.Detail = fmt.Sprintf("%s differs in %d bytes from what the kernel file has there and from all that the kernel itself writes", what, c.n)
-	if c.n == 1 {
-		f.Detail = fmt.Sprintf("%s differs in a byte from what the kernel file has there and from all that the kernel itself writes", what)
-	}
+	f.Detail = fmt.Sprintf("%s differs in %s from what the kernel file has there and from all that the kernel itself writes", what, count(c.n))
 	if len(c.got) > 0 && c.got[0] == 0xcc && f.Kind == KindTextChanged {
 		f.Detail += "; it begins with a breakpoint, as a kprobe's does"
 	}
@@ -307,10 +315,10 @@ var siteNames = map[kernel.SiteKind]string{kernel.SiteRetpoline: "an indirect ca
 	kernel.SiteFtrace: "a function's start, for the function tracer", kernel.SitePointer: "a constant of the boot",
 	kernel.SiteShift: "a constant of the boot"}
 
-// site names the place that the kernel writes over at an address, if it is one.
-func (t *textCheck) site(addr uint64) string {
-	for i := patch.FirstSite(t.object, addr-min(addr, patch.Margin)); i < t.object.NumSites(); i++ {
-		s := t.object.Site(i)
+// siteAt names the place that the kernel writes over at an address, if it is one.
+func siteAt(o patch.Object, addr uint64) string {
+	for i := patch.FirstSite(o, addr-min(addr, patch.Margin)); i < o.NumSites(); i++ {
+		s := o.Site(i)
 		if s.Addr > addr {
 			break
 		}

@@ -39,7 +39,7 @@ const (
 	SiteFtrace                          // the call at a function's start
 	SitePointer                         // a constant of 8 bytes put in at boot; A: the variable it is a copy of
 	SiteShift                           // a constant of 1 byte put in at boot; A: the variable
-	siteKinds
+	SiteEmpty                           // a module's reference to a section of its own without bytes; Aux: EmptyRelative
 )
 
 // Bits of a static call's Aux.
@@ -47,6 +47,9 @@ const (
 	StaticTail       = 1 // a jump, not a call
 	StaticTrampoline = 2 // the trampoline, not a place that calls
 )
+
+// EmptyRelative is the Aux of a SiteEmpty that counts from itself.
+const EmptyRelative = 1
 
 // ConstantUnnamed is the Aux of a constant whose variable has no name: USER_PTR_MAX.
 const ConstantUnnamed = 1

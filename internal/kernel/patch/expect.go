@@ -15,6 +15,8 @@ type Env interface {
 	Function(addr uint64) bool
 	// Tracer reports whether addr is the start of code that the kernel's function tracer has made.
 	Tracer(addr uint64) bool
+	// Own reports whether addr lies in the memory of a module, or at its end.
+	Own(addr uint64) bool
 	// Code reads what lies at addr, to see a thunk that the kernel has made.
 	Code(addr uint64, b []byte) bool
 }
@@ -141,6 +143,8 @@ func (x *Expect) late(s kernel.Site, got, out []byte) {
 		if v, ok := x.Env.U64(s.A); ok {
 			out[0] = byte(v)
 		}
+	case kernel.SiteEmpty:
+		x.empty(s, got, out)
 	case kernel.SiteRetpoline:
 		x.itsRetpoline(s, got, out)
 	}
@@ -221,6 +225,20 @@ func (x *Expect) pointer(s kernel.Site, out []byte) {
 	}
 	if len(out) == 8 && v != 0 {
 		binary.LittleEndian.PutUint64(out, v)
+	}
+}
+
+// empty: a reference to an empty section leads somewhere in the module's own memory.
+func (x *Expect) empty(s kernel.Site, got, out []byte) {
+	v := binary.LittleEndian.Uint32(got)
+	addr := uint64(int64(int32(v)))
+	if len(got) == 8 {
+		addr = binary.LittleEndian.Uint64(got)
+	} else if s.Aux == kernel.EmptyRelative {
+		addr += s.Addr + 4
+	}
+	if x.Env.Own(addr) {
+		copy(out, got)
 	}
 }
 
