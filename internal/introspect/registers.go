@@ -92,7 +92,7 @@ func (g *Guest) CheckRegisters(text string) ([]Finding, error) {
 	return g.look(func(c *control) error { return c.registers(list) })
 }
 
-// processor is CheckRegisters for the checker.
+// registers is CheckRegisters for the checker.
 func (c *Checker) registers() (Result, error) {
 	if c.Processor == nil {
 		return Result{Views: []View{{Name: "registers", Unknown: "QEMU was not asked"}}}, nil
@@ -105,11 +105,7 @@ func (c *Checker) registers() (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	res, err := c.control("registers", func(k *control) error { return k.registers(list) })
-	if err == nil {
-		res.Views[0].Count = len(list)
-	}
-	return res, err
+	return c.control("registers", func(k *control) error { return k.registers(list) })
 }
 
 func (c *control) registers(list []registers) error {
@@ -125,51 +121,48 @@ func (c *control) registers(list []registers) error {
 	if at := c.known("cr4_pinned_bits"); at != 0 {
 		pinned, _ = c.space.U64(at)
 	}
-	byCPU := map[int]registers{}
-	for _, r := range list {
-		byCPU[r.cpu] = r
-	}
-	return c.eachCPU(func(cpu int, offset uint64) error {
-		r, ok := byCPU[cpu]
-		if !ok || r.cr0 == 0 || r.idt == 0 {
-			return nil // it does not run
+	// Which of the kernel's CPUs is which of QEMU's is not known: what one of them has, each may.
+	tables, events := map[uint64]bool{}, [4]bool{}
+	page, errPage := c.profile.Symbol("gdt_page")
+	slots, errSlots := c.profile.Symbol("bp_per_reg")
+	err = c.eachCPU(func(cpu int, offset uint64) error {
+		if pa, err := c.space.Translate(page + offset); err == nil {
+			tables[pa] = true
 		}
-		report := func(register, detail string, s Severity) {
-			c.found(Finding{Kind: "register.changed", Subject: fmt.Sprintf("%s of CPU %d", register, cpu), Severity: s, Detail: detail})
+		for i := range events {
+			event, err := c.space.U64(slots + offset + uint64(i)*8)
+			events[i] = events[i] || err == nil && event != 0
 		}
-		if r.idt != idt {
-			report("IDTR", fmt.Sprintf("the CPU's interrupt table is at %#x, not where the kernel's is, %#x", r.idt, idt), Critical)
-		}
-		if page, err := c.profile.Symbol("gdt_page"); err == nil {
-			got, err1 := c.space.Translate(r.gdt)
-			want, err2 := c.space.Translate(page + offset)
-			if err2 == nil && (err1 != nil || got != want) {
-				report("GDTR", fmt.Sprintf("the CPU's descriptors are at %#x, not the kernel's", r.gdt), Critical)
-			}
-		}
-		if r.cr0&cr0WriteProtect == 0 {
-			report("CR0", "the CPU writes to read-only pages: write protection is off", Critical)
-		}
-		if r.cr4&pinned != pinned {
-			report("CR4", fmt.Sprintf("the CPU's protections %#x are off, which the kernel pins", pinned&^r.cr4), Critical)
-		}
-		c.debugRegisters(cpu, offset, r, report)
 		return nil
 	})
-}
-
-// debugRegisters looks for breakpoints in the kernel that the kernel does not know of.
-func (c *control) debugRegisters(cpu int, offset uint64, r registers, report func(register, detail string, s Severity)) {
-	slots, err := c.profile.Symbol("bp_per_reg")
 	if err != nil {
-		return
+		return err
 	}
-	for i, at := range r.dr {
-		if r.dr7>>(2*i)&3 == 0 || at < kernelHalf {
-			continue // off, or in a program
+	for _, r := range list {
+		if r.cr0 == 0 || r.idt == 0 {
+			continue // it does not run
 		}
-		if event, err := c.space.U64(slots + offset + uint64(i)*8); err == nil && event == 0 {
-			report(fmt.Sprintf("DR%d", i), "a breakpoint at "+c.where(at)+", which the kernel did not set", Critical)
+		c.looked++
+		report := func(register, detail string) {
+			c.found(Finding{Kind: "register.changed", Subject: fmt.Sprintf("%s of CPU %d", register, r.cpu), Severity: Critical, Detail: detail})
+		}
+		if r.idt != idt {
+			report("IDTR", fmt.Sprintf("the CPU's interrupt table is at %#x, not where the kernel's is, %#x", r.idt, idt))
+		}
+		if pa, err := c.space.Translate(r.gdt); errPage == nil && (err != nil || !tables[pa]) {
+			report("GDTR", fmt.Sprintf("the CPU's descriptors are at %#x, not the kernel's", r.gdt))
+		}
+		if r.cr0&cr0WriteProtect == 0 {
+			report("CR0", "the CPU writes to read-only pages: write protection is off")
+		}
+		if r.cr4&pinned != pinned {
+			report("CR4", fmt.Sprintf("the CPU's protections %#x are off, which the kernel pins", pinned&^r.cr4))
+		}
+		for i, at := range r.dr {
+			if r.dr7>>(2*i)&3 != 0 && at >= kernelHalf && errSlots == nil && !events[i] {
+				report(fmt.Sprintf("DR%d", i), "a breakpoint at "+c.where(at)+", which the kernel did not set")
+			}
 		}
 	}
+	return nil
 }
