@@ -1,6 +1,7 @@
 package test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ func TestProbes(t *testing.T) {
 			{"ends", probesEnds},
 			{"credentials, modules, sockets", probesDeeds},
 			{"a cached password file", probesCached},
+			{"a trace", probesTrace},
 			{"a guard that is killed", probesKilled},
 			{"a reboot", probesReboot},
 		} {
@@ -156,6 +158,46 @@ func probesCached(g *guest) {
 	g.must("release", g.name)
 	g.hangUp()
 	g.sh("busybox killall -q timeout; true")
+}
+
+// probesTrace follows the system calls of one process, which is not alone.
+func probesTrace(g *guest) {
+	shell := g.sh("echo $$")
+	g.sh("(while :; do /bin/true; done) & disown")
+	var out strings.Builder
+	cmd := g.command("trace", g.name, "--pid", shell, "--for", "8s", "-o", "json")
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	g.sh("cd /run; echo hi >/run/traced; cd /")
+	if err := cmd.Wait(); err != nil {
+		g.t.Error(err)
+	}
+	found := map[string]bool{}
+	for line := range strings.Lines(out.String()) {
+		var c struct {
+			PID    int64
+			Name   string
+			Path   string
+			Result int64
+		}
+		if err := json.Unmarshal([]byte(line), &c); err != nil || fmt.Sprint(c.PID) != shell {
+			g.t.Errorf("not of process %s: %s%v", shell, line, err)
+		}
+		if c.Result >= 0 {
+			found[strings.TrimSpace(c.Name+" "+c.Path)] = true
+		}
+	}
+	for _, want := range []string{"chdir /run", "openat /run/traced", "write", "read"} {
+		if !found[want] {
+			g.t.Errorf("%s is not in the trace: %v", want, found)
+		}
+	}
+	g.sh("busybox killall -q bash; true")
+	g.hangUp()
+	g.ready()
 }
 
 // probesKilled kills the guard while processes come and go: the guest goes on at once, and the next guard tells.

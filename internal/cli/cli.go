@@ -151,7 +151,7 @@ func (a *app) root() *cobra.Command {
 		a.checkpointCmd(), a.checkpointsCmd(), a.rollbackCmd(), a.cloneCmd())
 	add("inside", a.consoleCmd(), a.execCmd(), a.cpCmd(), a.psCmd(), a.modulesCmd(), a.socketsCmd(),
 		a.filesCmd(), a.mapsCmd(), a.kernelCmd(), a.checkCmd())
-	add("guard", a.eventsCmd(), a.policyCmd(), a.quarantineCmd(), a.releaseCmd(), a.rulesCmd(), a.captureCmd(), a.ledgerCmd())
+	add("guard", a.eventsCmd(), a.policyCmd(), a.quarantineCmd(), a.releaseCmd(), a.rulesCmd(), a.captureCmd(), a.traceCmd(), a.ledgerCmd())
 	add("host", a.serveCmd(), a.doctorCmd(), a.imageCmd(), a.volumeCmd(), a.infoCmd(), a.versionCmd())
 	return root
 }

@@ -211,6 +211,22 @@ func (s machinesServer) Capture(ctx context.Context, r *connect.Request[vigiav1.
 	return s.piped(ctx, gate.conn.Call, link.CallCapture, link.Capture{SnapLength: r.Msg.SnapLength}, stream)
 }
 
+// Trace streams system calls until the caller goes.
+func (s machinesServer) Trace(ctx context.Context, r *connect.Request[vigiav1.TraceRequest], stream *connect.ServerStream[vigiav1.Chunk]) error {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return err
+	}
+	guard, _ := m.bothWorkers()
+	switch {
+	case m.running() == nil:
+		return m.errNotRunning()
+	case guard.gone():
+		return fmt.Errorf("machine %s: its guard is being replaced: %w: try again", m.name(), errState)
+	}
+	return s.piped(ctx, guard.conn.Call, link.CallTrace, link.Trace{PID: r.Msg.Pid}, stream)
+}
+
 type workerCall func(ctx context.Context, method string, in, out any, files ...*os.File) ([]*os.File, error)
 
 // piped makes a call whose output comes through a pipe, and streams it on.

@@ -141,6 +141,7 @@ func init() {
 		link.CallCheck:       (*Guard).check,
 		link.CallSchedule:    (*Guard).setSchedule,
 		link.CallConsole:     (*Guard).attachConsole,
+		link.CallTrace:       (*Guard).trace,
 		link.CallExec:        (*Guard).exec,
 		link.CallCopyIn:      (*Guard).copyIn,
 		link.CallCopyOut:     (*Guard).copyOut,

@@ -232,6 +232,12 @@ func (e *eyes) Connection(cpu int) (probe.Connection, error) {
 	return probe.Connection{Protocol: s.Protocol, Local: s.Local, Remote: s.Remote}, err
 }
 
+// Called is introspect's.
+func (e *eyes) Called(cpu int) (probe.Called, error) {
+	c, err := e.guest.Called(cpu)
+	return probe.Called{PID: c.PID, TID: c.TID, Comm: c.Comm, Number: c.Call.Number, Name: c.Name, Args: c.Call.Args, Text: c.Text, Result: c.Call.Result}, err
+}
+
 // Coming is introspect's.
 func (e *eyes) Coming() (probe.Module, error) {
 	m, err := e.guest.Coming()

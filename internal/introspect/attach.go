@@ -40,6 +40,8 @@ type Guest struct {
 	maps    *mapsLayout
 	moments *momentLayout
 
+	callNames map[int64]string // of system calls, as far as they were asked for
+
 	points     []uint64          // link addresses of the kernel's tracepoints
 	fieldMemo  map[string]uint64 // what the checks of control flow have looked up: fields and sizes of types
 	symbolMemo map[string]uint64 // and link addresses of symbols

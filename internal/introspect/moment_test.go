@@ -33,6 +33,7 @@ func (g *Guest) allMoments(p *kernel.Profile) error {
 			if l != nil && g.moment(l, &m) == nil {
 				_, _ = g.opening(l, task.Task)
 				_, _ = g.connection(l, task.Task)
+				_, _ = g.called(l, task.Task)
 			}
 		}
 		return nil

@@ -40,6 +40,7 @@ const (
 	CallCheck       = "check"          // all checks, now → CheckReport
 	CallSchedule    = "check-schedule" // CheckSchedule
 	CallConsole     = "console"        // with a connected socket, which becomes the serial line
+	CallTrace       = "trace"          // Trace, with a pipe to write lines of JSON to, until it is given up
 	CallExec        = "exec"           // Exec, with pipes for standard output and error → ExecResult
 	CallCopyIn      = "copy-in"        // Copy, with a pipe to read from → Copied
 	CallCopyOut     = "copy-out"       // Copy, with a pipe to write to → Copied
@@ -172,6 +173,11 @@ type CheckedView struct {
 	Count   int     `json:"count"`
 	TookMS  float64 `json:"took_ms,omitempty"`
 	Unknown string  `json:"unknown,omitempty"`
+}
+
+// Trace asks for system calls.
+type Trace struct {
+	PID int64 `json:"pid"` // 0: of all processes
 }
 
 // Exec is a command for the guest agent.

@@ -30,6 +30,7 @@ var points = []point{
 	{symbol: "security_file_open", tell: (*Watcher).opened, filtered: true}, // the walk along the path is over
 	{symbol: "tcp_connect", tell: (*Watcher).connecting},                    // addresses are set, no packet sent
 	{symbol: "inet_csk_listen_start", tell: (*Watcher).listening},
+	{symbol: "syscall_exit_to_user_mode", tell: (*Watcher).called, traced: true}, // the result is there
 }
 
 func (w *Watcher) forked(cpu int, eyes Eyes) ([]told, error) {
@@ -37,7 +38,7 @@ func (w *Watcher) forked(cpu int, eyes Eyes) ([]told, error) {
 	if err != nil || m.Kernel || m.Thread {
 		return nil, err
 	}
-	return []told{{event.ProcessForked, m.fields(), func() { w.ids[m.PID] = ids{m.UID, m.EUID} }}}, nil
+	return []told{{event.ProcessForked, m.fields(), func() { w.know(m.PID, ids{m.UID, m.EUID}) }}}, nil
 }
 
 func (w *Watcher) started(cpu int, eyes Eyes) ([]told, error) {
@@ -45,7 +46,13 @@ func (w *Watcher) started(cpu int, eyes Eyes) ([]told, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []told{{event.ProcessStarted, m.fields(), func() { w.ids[m.PID] = ids{m.UID, m.EUID} }}}, nil
+	return []told{{event.ProcessStarted, m.fields(), func() { w.know(m.PID, ids{m.UID, m.EUID}) }}}, nil
+}
+
+func (w *Watcher) know(pid int64, who ids) {
+	if len(w.ids) < maxIDs {
+		w.ids[pid] = who
+	}
 }
 
 func (w *Watcher) exited(cpu int, eyes Eyes) ([]told, error) {
@@ -71,7 +78,7 @@ func (w *Watcher) credentials(cpu int, eyes Eyes) ([]told, error) {
 	if known {
 		f["old_uid"], f["old_euid"] = old.uid, old.euid
 	}
-	return []told{{event.ProcessCredentials, f, func() { w.ids[m.PID] = now }}}, nil
+	return []told{{event.ProcessCredentials, f, func() { w.know(m.PID, now) }}}, nil
 }
 
 func (w *Watcher) module(cpu int, eyes Eyes) ([]told, error) {

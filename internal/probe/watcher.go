@@ -19,6 +19,7 @@ type Eyes interface {
 	Opening(cpu int) (Opening, error)
 	Connection(cpu int) (Connection, error)
 	Coming() (Module, error) // the module that is on its way in
+	Called(cpu int) (Called, error)
 }
 
 // Sight is what the plugin needs to know of a kernel: see its struct orders.
@@ -72,6 +73,9 @@ type Watcher struct {
 	sieve []anchor
 	stale bool // sight or sieve are yet to be written into the page
 	state string
+	// seeing says that the page has what the plugin needs for seeing by itself.
+	seeing bool
+	sink   func(Called) // nil: nobody traces
 
 	ids  map[int64]ids
 	life uint64
@@ -153,8 +157,8 @@ func (w *Watcher) Rebooted() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.page.put64(atSlide, slideUnknown)
-	w.page.enabled(w.bits(func(p *point) bool { return !p.filtered && !p.traced }))
-	w.stale = true
+	w.stale, w.seeing = true, false
+	w.enable()
 }
 
 func (w *Watcher) bits(which func(*point) bool) (b uint64) {
@@ -186,7 +190,9 @@ func (w *Watcher) State() string {
 func (w *Watcher) Run(ctx context.Context) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	w.page.enabled(w.bits(func(p *point) bool { return !p.filtered && !p.traced }))
+	w.mu.Lock()
+	w.enable()
+	w.mu.Unlock()
 	w.page.takeOver(w.cpus)
 	defer w.page.put32(atReader, 0)
 	var tended time.Time
@@ -219,10 +225,12 @@ func (w *Watcher) sweep() (held int) {
 			w.gone, w.why = w.gone+1, err
 		}
 		for _, t := range list {
-			if t.settle != nil && len(w.ids) < maxIDs {
+			if t.settle != nil {
 				t.settle()
 			}
-			w.emit(t.kind, t.fields)
+			if t.kind != "" {
+				w.emit(t.kind, t.fields)
+			}
 		}
 	}
 	return held
@@ -251,10 +259,9 @@ func (w *Watcher) fresh(eyes Eyes) {
 	if err != nil {
 		return
 	}
-	w.stale = false
+	w.stale, w.seeing = false, false
 	p := w.page
-	open := w.bits(func(p *point) bool { return !p.filtered && !p.traced })
-	p.enabled(open)
+	w.enable()
 	for cpu, at := range sight.Current {
 		p.current(cpu, at)
 	}
@@ -268,10 +275,8 @@ func (w *Watcher) fresh(eyes Eyes) {
 	p.put64(atFiltered, w.bits(func(p *point) bool { return p.filtered }))
 	p.put64(atTraced, w.bits(func(p *point) bool { return p.traced }))
 	p.put64(atSlide, sight.Slide)
-	if p.reads() && len(w.sieve) > 0 {
-		open |= w.bits(func(p *point) bool { return p.filtered })
-	}
-	p.enabled(open)
+	w.seeing = true
+	w.enable()
 	w.state = "probed: complete"
 	if !p.reads() {
 		w.state = "probed: complete, but for opened files: this QEMU does not let a plugin read memory"

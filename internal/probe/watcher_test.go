@@ -88,7 +88,8 @@ func (s *stage) Opening(int) (Opening, error) {
 func (s *stage) Connection(int) (Connection, error) {
 	return Connection{"tcp", "0.0.0.0:1", "192.0.2.1:2"}, nil
 }
-func (s *stage) Coming() (Module, error) { return Module{"evil", 1, 2}, nil }
+func (s *stage) Called(int) (Called, error) { return Called{PID: 7, Name: "openat"}, nil }
+func (s *stage) Coming() (Module, error)    { return Module{"evil", 1, 2}, nil }
 
 type probed struct {
 	t     *testing.T
@@ -197,6 +198,23 @@ func TestWatcher(t *testing.T) {
 	for _, m := range []Moment{{Thread: true}, {Kernel: true}} {
 		p.stage.moment.Store(&m)
 		c.hold(p.number("schedule_tail"), 10*time.Second)
+	}
+	calls := make(chan Called, 1)
+	end, err := p.w.Trace(7, func(c Called) { calls <- c })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.w.Trace(0, nil); !errors.Is(err, ErrTraced) || p.page.u32(atTGID) != 7 {
+		t.Errorf("traced twice: %v", err)
+	}
+	c.hold(p.number("syscall_exit_to_user_mode"), 10*time.Second)
+	if got := <-calls; got.Name != "openat" {
+		t.Errorf("%+v", got)
+	}
+	on := p.page.u64(atEnabled)
+	end()
+	if p.page.u64(atEnabled) != on&^(1<<p.number("syscall_exit_to_user_mode")) {
+		t.Error("tracing does not end")
 	}
 	if len(p.told) > 0 {
 		t.Errorf("a thread or a kernel thread is told of: %+v", <-p.told)

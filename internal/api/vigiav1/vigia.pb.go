@@ -1477,6 +1477,58 @@ func (x *Chunk) GetData() []byte {
 	return nil
 }
 
+type TraceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pid           int64                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"` // in the guest; 0: all processes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TraceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type CaptureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1487,7 +1539,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1551,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1564,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{20}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CaptureRequest) GetName() string {
@@ -1565,7 +1617,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1629,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1642,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{21}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Process) GetPid() int64 {
@@ -1803,7 +1855,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1867,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1880,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Capabilities) GetEffective() []string {
@@ -1883,7 +1935,7 @@ type Namespaces struct {
 
 func (x *Namespaces) Reset() {
 	*x = Namespaces{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1947,7 @@ func (x *Namespaces) String() string {
 func (*Namespaces) ProtoMessage() {}
 
 func (x *Namespaces) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +1960,7 @@ func (x *Namespaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespaces.ProtoReflect.Descriptor instead.
 func (*Namespaces) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Namespaces) GetPid() uint64 {
@@ -1977,7 +2029,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2041,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2054,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessRequest) GetName() string {
@@ -2028,7 +2080,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2092,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2105,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2074,7 +2126,7 @@ type Module struct {
 
 func (x *Module) Reset() {
 	*x = Module{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2138,7 @@ func (x *Module) String() string {
 func (*Module) ProtoMessage() {}
 
 func (x *Module) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2151,7 @@ func (x *Module) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Module.ProtoReflect.Descriptor instead.
 func (*Module) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Module) GetName() string {
@@ -2132,7 +2184,7 @@ type ModulesResponse struct {
 
 func (x *ModulesResponse) Reset() {
 	*x = ModulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2196,7 @@ func (x *ModulesResponse) String() string {
 func (*ModulesResponse) ProtoMessage() {}
 
 func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2209,7 @@ func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModulesResponse.ProtoReflect.Descriptor instead.
 func (*ModulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ModulesResponse) GetModules() []*Module {
@@ -2187,7 +2239,7 @@ type Socket struct {
 
 func (x *Socket) Reset() {
 	*x = Socket{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2251,7 @@ func (x *Socket) String() string {
 func (*Socket) ProtoMessage() {}
 
 func (x *Socket) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2264,7 @@ func (x *Socket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Socket.ProtoReflect.Descriptor instead.
 func (*Socket) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Socket) GetProtocol() string {
@@ -2308,7 +2360,7 @@ type SocketsResponse struct {
 
 func (x *SocketsResponse) Reset() {
 	*x = SocketsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2372,7 @@ func (x *SocketsResponse) String() string {
 func (*SocketsResponse) ProtoMessage() {}
 
 func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2385,7 @@ func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketsResponse.ProtoReflect.Descriptor instead.
 func (*SocketsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SocketsResponse) GetSockets() []*Socket {
@@ -2362,7 +2414,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2426,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2439,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *File) GetPid() int64 {
@@ -2476,7 +2528,7 @@ type FilesResponse struct {
 
 func (x *FilesResponse) Reset() {
 	*x = FilesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2540,7 @@ func (x *FilesResponse) String() string {
 func (*FilesResponse) ProtoMessage() {}
 
 func (x *FilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2553,7 @@ func (x *FilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesResponse.ProtoReflect.Descriptor instead.
 func (*FilesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FilesResponse) GetFiles() []*File {
@@ -2528,7 +2580,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2592,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2605,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Region) GetStart() uint64 {
@@ -2628,7 +2680,7 @@ type MapsResponse struct {
 
 func (x *MapsResponse) Reset() {
 	*x = MapsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +2692,7 @@ func (x *MapsResponse) String() string {
 func (*MapsResponse) ProtoMessage() {}
 
 func (x *MapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +2705,7 @@ func (x *MapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapsResponse.ProtoReflect.Descriptor instead.
 func (*MapsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MapsResponse) GetRegions() []*Region {
@@ -2685,7 +2737,7 @@ type KernelResponse struct {
 
 func (x *KernelResponse) Reset() {
 	*x = KernelResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +2749,7 @@ func (x *KernelResponse) String() string {
 func (*KernelResponse) ProtoMessage() {}
 
 func (x *KernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +2762,7 @@ func (x *KernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelResponse.ProtoReflect.Descriptor instead.
 func (*KernelResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KernelResponse) GetBanner() string {
@@ -2823,7 +2875,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2887,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2900,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -2897,7 +2949,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +2961,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +2974,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Finding) GetKind() string {
@@ -3007,7 +3059,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3019,7 +3071,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3032,7 +3084,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Evidence) GetAddress() uint64 {
@@ -3076,7 +3128,7 @@ type CheckedView struct {
 
 func (x *CheckedView) Reset() {
 	*x = CheckedView{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3140,7 @@ func (x *CheckedView) String() string {
 func (*CheckedView) ProtoMessage() {}
 
 func (x *CheckedView) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3153,7 @@ func (x *CheckedView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckedView.ProtoReflect.Descriptor instead.
 func (*CheckedView) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckedView) GetCheck() string {
@@ -3152,7 +3204,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3216,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3229,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BuildRequest) GetRecipe() string {
@@ -3228,7 +3280,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3292,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3305,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ImportRequest) GetFile() string {
@@ -3303,7 +3355,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3315,7 +3367,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3328,7 +3380,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Progress) GetStep() string {
@@ -3374,7 +3426,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3438,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3451,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Image) GetName() string {
@@ -3460,7 +3512,7 @@ type ImageRequest struct {
 
 func (x *ImageRequest) Reset() {
 	*x = ImageRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3472,7 +3524,7 @@ func (x *ImageRequest) String() string {
 func (*ImageRequest) ProtoMessage() {}
 
 func (x *ImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3485,7 +3537,7 @@ func (x *ImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRequest.ProtoReflect.Descriptor instead.
 func (*ImageRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImageRequest) GetName() string {
@@ -3503,7 +3555,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3567,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3580,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
 }
 
 type ListImagesResponse struct {
@@ -3540,7 +3592,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3604,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3617,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3584,7 +3636,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3648,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3661,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VerifyImageResponse) GetId() string {
@@ -3631,7 +3683,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +3695,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +3708,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListEventsRequest) GetMachine() string {
@@ -3700,7 +3752,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3712,7 +3764,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3725,7 +3777,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Event) GetId() string {
@@ -3771,7 +3823,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3783,7 +3835,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3796,7 +3848,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
 }
 
 type ReloadRequest struct {
@@ -3807,7 +3859,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +3871,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +3884,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
 }
 
 type ListRulesResponse struct {
@@ -3844,7 +3896,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +3908,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +3921,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -3892,7 +3944,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +3956,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +3969,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Rule) GetId() string {
@@ -3963,7 +4015,7 @@ type HeadRequest struct {
 
 func (x *HeadRequest) Reset() {
 	*x = HeadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3975,7 +4027,7 @@ func (x *HeadRequest) String() string {
 func (*HeadRequest) ProtoMessage() {}
 
 func (x *HeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3988,7 +4040,7 @@ func (x *HeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRequest.ProtoReflect.Descriptor instead.
 func (*HeadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
 }
 
 type HeadResponse struct {
@@ -4003,7 +4055,7 @@ type HeadResponse struct {
 
 func (x *HeadResponse) Reset() {
 	*x = HeadResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +4067,7 @@ func (x *HeadResponse) String() string {
 func (*HeadResponse) ProtoMessage() {}
 
 func (x *HeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +4080,7 @@ func (x *HeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadResponse.ProtoReflect.Descriptor instead.
 func (*HeadResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *HeadResponse) GetSize() uint64 {
@@ -4067,7 +4119,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4079,7 +4131,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4092,7 +4144,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
 }
 
 type InfoResponse struct {
@@ -4108,7 +4160,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4172,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4185,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -4182,7 +4234,7 @@ type TakeCheckpointRequest struct {
 
 func (x *TakeCheckpointRequest) Reset() {
 	*x = TakeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4194,7 +4246,7 @@ func (x *TakeCheckpointRequest) String() string {
 func (*TakeCheckpointRequest) ProtoMessage() {}
 
 func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4207,7 +4259,7 @@ func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*TakeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *TakeCheckpointRequest) GetName() string {
@@ -4240,7 +4292,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +4304,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4317,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -4284,7 +4336,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4296,7 +4348,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4309,7 +4361,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListCheckpointsRequest) GetName() string {
@@ -4328,7 +4380,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4340,7 +4392,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4353,7 +4405,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4374,7 +4426,7 @@ type ChangeCheckpointRequest struct {
 
 func (x *ChangeCheckpointRequest) Reset() {
 	*x = ChangeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4386,7 +4438,7 @@ func (x *ChangeCheckpointRequest) String() string {
 func (*ChangeCheckpointRequest) ProtoMessage() {}
 
 func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4399,7 +4451,7 @@ func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ChangeCheckpointRequest) GetId() string {
@@ -4433,7 +4485,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4445,7 +4497,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4458,7 +4510,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RollbackRequest) GetName() string {
@@ -4490,7 +4542,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4502,7 +4554,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4515,7 +4567,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CloneRequest) GetName() string {
@@ -4595,7 +4647,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4607,7 +4659,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4620,7 +4672,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -4894,7 +4946,10 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"E\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"4\n" +
+	"\fTraceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x03R\x03pid\"E\n" +
 	"\x0eCaptureRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsnap_length\x18\x02 \x01(\rR\n" +
@@ -5173,7 +5228,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04disk\x18\x11 \x01(\tR\x04disk\x12\x14\n" +
 	"\x05image\x18\x12 \x01(\tR\x05image\x120\n" +
 	"\x14machine_memory_bytes\x18\x13 \x01(\x04R\x12machineMemoryBytes\x12\x18\n" +
-	"\adamaged\x18\x14 \x01(\tR\adamaged2\xde\a\n" +
+	"\adamaged\x18\x14 \x01(\tR\adamaged2\x92\b\n" +
 	"\bMachines\x12.\n" +
 	"\x03Run\x12\x14.vigia.v1.RunRequest\x1a\x11.vigia.v1.Machine\x12E\n" +
 	"\x04List\x12\x1d.vigia.v1.ListMachinesRequest\x1a\x1e.vigia.v1.ListMachinesResponse\x123\n" +
@@ -5193,7 +5248,8 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04Exec\x12\x15.vigia.v1.ExecRequest\x1a\x14.vigia.v1.ExecOutput0\x01\x12=\n" +
 	"\x06CopyIn\x12\x17.vigia.v1.CopyInRequest\x1a\x18.vigia.v1.CopyInResponse(\x01\x126\n" +
 	"\aCopyOut\x12\x18.vigia.v1.CopyOutRequest\x1a\x0f.vigia.v1.Chunk0\x01\x126\n" +
-	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8b\x03\n" +
+	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x01\x122\n" +
+	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8b\x03\n" +
 	"\vCheckpoints\x12=\n" +
 	"\x04Take\x12\x1f.vigia.v1.TakeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12K\n" +
 	"\x04List\x12 .vigia.v1.ListCheckpointsRequest\x1a!.vigia.v1.ListCheckpointsResponse\x12A\n" +
@@ -5237,7 +5293,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
@@ -5259,90 +5315,91 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*CopyInResponse)(nil),          // 17: vigia.v1.CopyInResponse
 	(*CopyOutRequest)(nil),          // 18: vigia.v1.CopyOutRequest
 	(*Chunk)(nil),                   // 19: vigia.v1.Chunk
-	(*CaptureRequest)(nil),          // 20: vigia.v1.CaptureRequest
-	(*Process)(nil),                 // 21: vigia.v1.Process
-	(*Capabilities)(nil),            // 22: vigia.v1.Capabilities
-	(*Namespaces)(nil),              // 23: vigia.v1.Namespaces
-	(*ProcessRequest)(nil),          // 24: vigia.v1.ProcessRequest
-	(*ProcessesResponse)(nil),       // 25: vigia.v1.ProcessesResponse
-	(*Module)(nil),                  // 26: vigia.v1.Module
-	(*ModulesResponse)(nil),         // 27: vigia.v1.ModulesResponse
-	(*Socket)(nil),                  // 28: vigia.v1.Socket
-	(*SocketsResponse)(nil),         // 29: vigia.v1.SocketsResponse
-	(*File)(nil),                    // 30: vigia.v1.File
-	(*FilesResponse)(nil),           // 31: vigia.v1.FilesResponse
-	(*Region)(nil),                  // 32: vigia.v1.Region
-	(*MapsResponse)(nil),            // 33: vigia.v1.MapsResponse
-	(*KernelResponse)(nil),          // 34: vigia.v1.KernelResponse
-	(*CheckResponse)(nil),           // 35: vigia.v1.CheckResponse
-	(*Finding)(nil),                 // 36: vigia.v1.Finding
-	(*Evidence)(nil),                // 37: vigia.v1.Evidence
-	(*CheckedView)(nil),             // 38: vigia.v1.CheckedView
-	(*BuildRequest)(nil),            // 39: vigia.v1.BuildRequest
-	(*ImportRequest)(nil),           // 40: vigia.v1.ImportRequest
-	(*Progress)(nil),                // 41: vigia.v1.Progress
-	(*Image)(nil),                   // 42: vigia.v1.Image
-	(*ImageRequest)(nil),            // 43: vigia.v1.ImageRequest
-	(*ListImagesRequest)(nil),       // 44: vigia.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 45: vigia.v1.ListImagesResponse
-	(*VerifyImageResponse)(nil),     // 46: vigia.v1.VerifyImageResponse
-	(*ListEventsRequest)(nil),       // 47: vigia.v1.ListEventsRequest
-	(*Event)(nil),                   // 48: vigia.v1.Event
-	(*ListRulesRequest)(nil),        // 49: vigia.v1.ListRulesRequest
-	(*ReloadRequest)(nil),           // 50: vigia.v1.ReloadRequest
-	(*ListRulesResponse)(nil),       // 51: vigia.v1.ListRulesResponse
-	(*Rule)(nil),                    // 52: vigia.v1.Rule
-	(*HeadRequest)(nil),             // 53: vigia.v1.HeadRequest
-	(*HeadResponse)(nil),            // 54: vigia.v1.HeadResponse
-	(*InfoRequest)(nil),             // 55: vigia.v1.InfoRequest
-	(*InfoResponse)(nil),            // 56: vigia.v1.InfoResponse
-	(*TakeCheckpointRequest)(nil),   // 57: vigia.v1.TakeCheckpointRequest
-	(*CheckpointRequest)(nil),       // 58: vigia.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 59: vigia.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil), // 60: vigia.v1.ListCheckpointsResponse
-	(*ChangeCheckpointRequest)(nil), // 61: vigia.v1.ChangeCheckpointRequest
-	(*RollbackRequest)(nil),         // 62: vigia.v1.RollbackRequest
-	(*CloneRequest)(nil),            // 63: vigia.v1.CloneRequest
-	(*Checkpoint)(nil),              // 64: vigia.v1.Checkpoint
-	nil,                             // 65: vigia.v1.RunRequest.LabelsEntry
-	nil,                             // 66: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 67: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 68: google.protobuf.Struct
+	(*TraceRequest)(nil),            // 20: vigia.v1.TraceRequest
+	(*CaptureRequest)(nil),          // 21: vigia.v1.CaptureRequest
+	(*Process)(nil),                 // 22: vigia.v1.Process
+	(*Capabilities)(nil),            // 23: vigia.v1.Capabilities
+	(*Namespaces)(nil),              // 24: vigia.v1.Namespaces
+	(*ProcessRequest)(nil),          // 25: vigia.v1.ProcessRequest
+	(*ProcessesResponse)(nil),       // 26: vigia.v1.ProcessesResponse
+	(*Module)(nil),                  // 27: vigia.v1.Module
+	(*ModulesResponse)(nil),         // 28: vigia.v1.ModulesResponse
+	(*Socket)(nil),                  // 29: vigia.v1.Socket
+	(*SocketsResponse)(nil),         // 30: vigia.v1.SocketsResponse
+	(*File)(nil),                    // 31: vigia.v1.File
+	(*FilesResponse)(nil),           // 32: vigia.v1.FilesResponse
+	(*Region)(nil),                  // 33: vigia.v1.Region
+	(*MapsResponse)(nil),            // 34: vigia.v1.MapsResponse
+	(*KernelResponse)(nil),          // 35: vigia.v1.KernelResponse
+	(*CheckResponse)(nil),           // 36: vigia.v1.CheckResponse
+	(*Finding)(nil),                 // 37: vigia.v1.Finding
+	(*Evidence)(nil),                // 38: vigia.v1.Evidence
+	(*CheckedView)(nil),             // 39: vigia.v1.CheckedView
+	(*BuildRequest)(nil),            // 40: vigia.v1.BuildRequest
+	(*ImportRequest)(nil),           // 41: vigia.v1.ImportRequest
+	(*Progress)(nil),                // 42: vigia.v1.Progress
+	(*Image)(nil),                   // 43: vigia.v1.Image
+	(*ImageRequest)(nil),            // 44: vigia.v1.ImageRequest
+	(*ListImagesRequest)(nil),       // 45: vigia.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 46: vigia.v1.ListImagesResponse
+	(*VerifyImageResponse)(nil),     // 47: vigia.v1.VerifyImageResponse
+	(*ListEventsRequest)(nil),       // 48: vigia.v1.ListEventsRequest
+	(*Event)(nil),                   // 49: vigia.v1.Event
+	(*ListRulesRequest)(nil),        // 50: vigia.v1.ListRulesRequest
+	(*ReloadRequest)(nil),           // 51: vigia.v1.ReloadRequest
+	(*ListRulesResponse)(nil),       // 52: vigia.v1.ListRulesResponse
+	(*Rule)(nil),                    // 53: vigia.v1.Rule
+	(*HeadRequest)(nil),             // 54: vigia.v1.HeadRequest
+	(*HeadResponse)(nil),            // 55: vigia.v1.HeadResponse
+	(*InfoRequest)(nil),             // 56: vigia.v1.InfoRequest
+	(*InfoResponse)(nil),            // 57: vigia.v1.InfoResponse
+	(*TakeCheckpointRequest)(nil),   // 58: vigia.v1.TakeCheckpointRequest
+	(*CheckpointRequest)(nil),       // 59: vigia.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 60: vigia.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil), // 61: vigia.v1.ListCheckpointsResponse
+	(*ChangeCheckpointRequest)(nil), // 62: vigia.v1.ChangeCheckpointRequest
+	(*RollbackRequest)(nil),         // 63: vigia.v1.RollbackRequest
+	(*CloneRequest)(nil),            // 64: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 65: vigia.v1.Checkpoint
+	nil,                             // 66: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 67: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 68: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 69: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	65, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	66, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	67, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	67, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	67, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	66, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	68, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	68, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	68, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	67, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	67, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	68, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	67, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
-	22, // 11: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
-	23, // 12: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
-	21, // 13: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
-	26, // 14: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	28, // 15: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
-	30, // 16: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
-	32, // 17: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	67, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
-	36, // 19: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
-	38, // 20: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
-	37, // 21: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
-	42, // 22: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	67, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	42, // 24: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	67, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	67, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	68, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	52, // 28: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	67, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	67, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	64, // 31: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
-	67, // 32: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	68, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	23, // 11: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
+	24, // 12: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
+	22, // 13: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
+	27, // 14: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
+	29, // 15: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
+	31, // 16: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
+	33, // 17: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
+	68, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	37, // 19: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
+	39, // 20: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
+	38, // 21: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
+	43, // 22: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	68, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	43, // 24: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	68, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	68, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	69, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	53, // 28: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	68, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	68, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	65, // 31: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	68, // 32: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
 	1,  // 33: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
 	6,  // 34: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
 	0,  // 35: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
@@ -5359,72 +5416,74 @@ var file_vigia_v1_vigia_proto_depIdxs = []int32{
 	14, // 46: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
 	16, // 47: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
 	18, // 48: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	20, // 49: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	57, // 50: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
-	59, // 51: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
-	61, // 52: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
-	58, // 53: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
-	62, // 54: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
-	63, // 55: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
-	0,  // 56: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 57: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 58: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 59: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	24, // 60: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	24, // 61: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 62: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	39, // 63: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	40, // 64: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	44, // 65: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	43, // 66: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	43, // 67: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	47, // 68: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	49, // 69: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	50, // 70: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	53, // 71: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	55, // 72: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 73: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 74: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 75: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 76: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 77: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 78: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 79: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	10, // 80: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 81: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 82: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 83: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	13, // 84: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	13, // 85: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	15, // 86: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	17, // 87: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	19, // 88: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	19, // 89: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	64, // 90: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
-	60, // 91: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
-	64, // 92: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
-	10, // 93: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 94: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.Machine
-	2,  // 95: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
-	25, // 96: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	27, // 97: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	35, // 98: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	29, // 99: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	31, // 100: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	33, // 101: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	34, // 102: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	41, // 103: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	41, // 104: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	45, // 105: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	10, // 106: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	46, // 107: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	48, // 108: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	51, // 109: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	51, // 110: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	54, // 111: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	56, // 112: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	73, // [73:113] is the sub-list for method output_type
-	33, // [33:73] is the sub-list for method input_type
+	21, // 49: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	20, // 50: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
+	58, // 51: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	60, // 52: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	62, // 53: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	59, // 54: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	63, // 55: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	64, // 56: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 57: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 58: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 59: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 60: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	25, // 61: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	25, // 62: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 63: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	40, // 64: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	41, // 65: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	45, // 66: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	44, // 67: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	44, // 68: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	48, // 69: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	50, // 70: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	51, // 71: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	54, // 72: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	56, // 73: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 74: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 75: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 76: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 77: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 78: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 79: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 80: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	10, // 81: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 82: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 83: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 84: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	13, // 85: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	13, // 86: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	15, // 87: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	17, // 88: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	19, // 89: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	19, // 90: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	19, // 91: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
+	65, // 92: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	61, // 93: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	65, // 94: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	10, // 95: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 96: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.Machine
+	2,  // 97: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	26, // 98: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	28, // 99: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	36, // 100: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	30, // 101: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	32, // 102: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	34, // 103: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	35, // 104: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	42, // 105: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	42, // 106: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	46, // 107: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	10, // 108: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	47, // 109: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	49, // 110: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	52, // 111: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	52, // 112: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	55, // 113: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	57, // 114: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	74, // [74:115] is the sub-list for method output_type
+	33, // [33:74] is the sub-list for method input_type
 	33, // [33:33] is the sub-list for extension type_name
 	33, // [33:33] is the sub-list for extension extendee
 	0,  // [0:33] is the sub-list for field type_name
@@ -5435,14 +5494,14 @@ func file_vigia_v1_vigia_proto_init() {
 	if File_vigia_v1_vigia_proto != nil {
 		return
 	}
-	file_vigia_v1_vigia_proto_msgTypes[61].OneofWrappers = []any{}
+	file_vigia_v1_vigia_proto_msgTypes[62].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -86,6 +86,8 @@ const (
 	MachinesCopyOutProcedure = "/vigia.v1.Machines/CopyOut"
 	// MachinesCaptureProcedure is the fully-qualified name of the Machines's Capture RPC.
 	MachinesCaptureProcedure = "/vigia.v1.Machines/Capture"
+	// MachinesTraceProcedure is the fully-qualified name of the Machines's Trace RPC.
+	MachinesTraceProcedure = "/vigia.v1.Machines/Trace"
 	// CheckpointsTakeProcedure is the fully-qualified name of the Checkpoints's Take RPC.
 	CheckpointsTakeProcedure = "/vigia.v1.Checkpoints/Take"
 	// CheckpointsListProcedure is the fully-qualified name of the Checkpoints's List RPC.
@@ -158,6 +160,8 @@ type MachinesClient interface {
 	CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
 	// Capture streams the machine's frames as pcapng until the caller ends it.
 	Capture(context.Context, *connect.Request[vigiav1.CaptureRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
+	// Trace streams the system calls of a machine's processes, as lines of JSON, until the caller ends it. Where QEMU has the plugin only.
+	Trace(context.Context, *connect.Request[vigiav1.TraceRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
 }
 
 // NewMachinesClient constructs a client for the vigia.v1.Machines service. By default, it uses the
@@ -273,6 +277,12 @@ func NewMachinesClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(machinesMethods.ByName("Capture")),
 			connect.WithClientOptions(opts...),
 		),
+		trace: connect.NewClient[vigiav1.TraceRequest, vigiav1.Chunk](
+			httpClient,
+			baseURL+MachinesTraceProcedure,
+			connect.WithSchema(machinesMethods.ByName("Trace")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -295,6 +305,7 @@ type machinesClient struct {
 	copyIn     *connect.Client[vigiav1.CopyInRequest, vigiav1.CopyInResponse]
 	copyOut    *connect.Client[vigiav1.CopyOutRequest, vigiav1.Chunk]
 	capture    *connect.Client[vigiav1.CaptureRequest, vigiav1.Chunk]
+	trace      *connect.Client[vigiav1.TraceRequest, vigiav1.Chunk]
 }
 
 // Run calls vigia.v1.Machines.Run.
@@ -382,6 +393,11 @@ func (c *machinesClient) Capture(ctx context.Context, req *connect.Request[vigia
 	return c.capture.CallServerStream(ctx, req)
 }
 
+// Trace calls vigia.v1.Machines.Trace.
+func (c *machinesClient) Trace(ctx context.Context, req *connect.Request[vigiav1.TraceRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error) {
+	return c.trace.CallServerStream(ctx, req)
+}
+
 // MachinesHandler is an implementation of the vigia.v1.Machines service.
 type MachinesHandler interface {
 	Run(context.Context, *connect.Request[vigiav1.RunRequest]) (*connect.Response[vigiav1.Machine], error)
@@ -406,6 +422,8 @@ type MachinesHandler interface {
 	CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest], *connect.ServerStream[vigiav1.Chunk]) error
 	// Capture streams the machine's frames as pcapng until the caller ends it.
 	Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error
+	// Trace streams the system calls of a machine's processes, as lines of JSON, until the caller ends it. Where QEMU has the plugin only.
+	Trace(context.Context, *connect.Request[vigiav1.TraceRequest], *connect.ServerStream[vigiav1.Chunk]) error
 }
 
 // NewMachinesHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -517,6 +535,12 @@ func NewMachinesHandler(svc MachinesHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(machinesMethods.ByName("Capture")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machinesTraceHandler := connect.NewServerStreamHandler(
+		MachinesTraceProcedure,
+		svc.Trace,
+		connect.WithSchema(machinesMethods.ByName("Trace")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vigia.v1.Machines/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case MachinesRunProcedure:
@@ -553,6 +577,8 @@ func NewMachinesHandler(svc MachinesHandler, opts ...connect.HandlerOption) (str
 			machinesCopyOutHandler.ServeHTTP(w, r)
 		case MachinesCaptureProcedure:
 			machinesCaptureHandler.ServeHTTP(w, r)
+		case MachinesTraceProcedure:
+			machinesTraceHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -628,6 +654,10 @@ func (UnimplementedMachinesHandler) CopyOut(context.Context, *connect.Request[vi
 
 func (UnimplementedMachinesHandler) Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.Capture is not implemented"))
+}
+
+func (UnimplementedMachinesHandler) Trace(context.Context, *connect.Request[vigiav1.TraceRequest], *connect.ServerStream[vigiav1.Chunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.Trace is not implemented"))
 }
 
 // CheckpointsClient is a client for the vigia.v1.Checkpoints service.
