@@ -83,7 +83,7 @@ func lifeShow(g *guest) {
 func lifeViews(g *guest) {
 	g.sh("sleep 4242 & disown")
 	var ours object
-	g.untilSays(time.Minute, "sleep 4242", "ps", "one")
+	g.untilSays(time.Minute, "sleep 4242", "ps", "one", "-o", "json")
 	list := g.list("ps", "one")
 	if i := slices.IndexFunc(list, func(p object) bool { return p.text("cmdline") == "sleep 4242" }); i >= 0 {
 		ours = list[i]
@@ -219,7 +219,7 @@ func lifeReboot(g *guest) {
 		g.t.Errorf("after a reboot: pid %v (before: %v), %s", m["pid"], pid, m.text("state"))
 	}
 	g.sh("sleep 5151 & disown")
-	g.untilSays(time.Minute, "sleep 5151", "ps", "one") // the views follow the new kernel
+	g.untilSays(time.Minute, "sleep 5151", "ps", "one", "-o", "json") // the views follow the new kernel
 }
 
 func lifeStopStart(g *guest) {
