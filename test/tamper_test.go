@@ -110,10 +110,12 @@ func TestTampering(t *testing.T) {
 	clean()
 	const asUser = "setpriv --reuid=1000 --regid=1000 --clear-groups "
 	g.sh("insmod /root/tamper.ko how=magic; " + asUser + "sh -c 'sleep 4; kill -62 1; exec sleep 1000' >/dev/null 2>&1 & sleep 1")
-	g.check() // which remembers who is who
+	g.check() // which remembers who is who,
+	g.check() // and sees that none is in the middle of a call of exec
 	try("magic signal", "sleep 4; grep -q '^Uid:.0.0.0.0' /proc/$!/status", tampering{kind: "credentials.raised", what: "sleep"}, "kill $!; rmmod tamper")
 	for _, k := range lasting {
 		g.sh(asUser + "sleep 1000 >/dev/null 2>&1 & sleep 0.5")
+		g.check()
 		g.check()
 		try(k.how, "insmod /root/tamper.ko pid=$! how="+k.how, k, "rmmod tamper")
 	}

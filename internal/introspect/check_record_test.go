@@ -51,6 +51,15 @@ func TestRecordCheck(t *testing.T) {
 	if err != nil || len(rep.Findings) > 0 {
 		t.Fatalf("%+v, %v", rep.Findings, err)
 	}
+	tasks, err := g.livingTasks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks { // what is read of few
+		if id, err := g.identityOf(task); err == nil {
+			g.plainProgram(task, &id)
+		}
+	}
 	r.thin(t, g)
 	writeRecording(t, out, p, r)
 }

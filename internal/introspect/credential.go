@@ -52,6 +52,8 @@ type identity struct {
 	permitted, effective   uint64
 	user, ns               uint64
 	exec                   uint64 // how often the task has called exec
+	// plain: what it runs is not set-uid, and it has all capabilities there are, which it did not get from a file that gives some.
+	plain bool
 }
 
 // root reports whether any of its ids is.
@@ -62,16 +64,20 @@ const capSetUID = 1 << 7
 // mayBecomeRoot reports whether a system call other than exec could give it the id 0.
 func (i *identity) mayBecomeRoot() bool { return i.root() || i.permitted&capSetUID != 0 }
 
-// raisedFrom reports whether a task was another before and can't have become what it is: it has not called exec, which a
-// set-uid file takes, and had neither the right to change its id nor the capabilities that it has now.
+// raisedFrom reports whether a task was another before and can't have become what it is: it has not called exec, or not of a
+// set-uid file, and had neither the right to change its id nor the capabilities that it has now. After two calls of exec
+// nothing is known: the first may have been of sudo.
 func (i *identity) raisedFrom(was *identity) (how string, raised bool) {
+	root := i.root() && !was.mayBecomeRoot()
 	switch {
+	case i.exec == was.exec+1 && root && i.plain:
+		return fmt.Sprintf("became root with one call of exec, of a program that is not set-uid: its ids were %d, %d, %d and %d", was.uid, was.euid, was.suid, was.fsuid), true
 	case i.exec != was.exec:
 		return "", false
-	case i.root() && !was.mayBecomeRoot():
-		return fmt.Sprintf("became root: its ids were %d, %d, %d and %d", was.uid, was.euid, was.suid, was.fsuid), true
+	case root:
+		return fmt.Sprintf("became root without calling exec: its ids were %d, %d, %d and %d", was.uid, was.euid, was.suid, was.fsuid), true
 	case i.ns == was.ns && i.permitted&^was.permitted != 0:
-		return fmt.Sprintf("gained capabilities: %#x", i.permitted&^was.permitted), true
+		return fmt.Sprintf("gained capabilities without calling exec: %#x", i.permitted&^was.permitted), true
 	}
 	return "", false
 }
@@ -94,4 +100,21 @@ func (g *Guest) identityOf(task uint64) (i identity, err error) {
 	i.permitted, i.effective = le.Uint64(b[l.permitted:]), le.Uint64(b[l.effective:])
 	i.user, i.ns = le.Uint64(b[l.user:]), le.Uint64(b[l.ns:])
 	return i, r.err
+}
+
+const modeSetUID = 0o4000
+
+// plainProgram reports whether what a task runs since its last call of exec is known not to be set-uid. Whose the file is does
+// not matter: a mount may map owners.
+func (g *Guest) plainProgram(task uint64, id *identity) bool {
+	f, err := g.fileLayout()
+	if err != nil {
+		return false
+	}
+	r := reader{s: g.space}
+	file := r.u64(r.u64(task+g.layout.task.mm) + g.layout.mm.exe)
+	mode := r.u16(r.u64(file+f.inode) + f.mode)
+	all := r.u64(g.creds.initCred + g.boot.Slide + g.creds.permitted)
+	again := r.u64(task + g.creds.execID)
+	return r.err == nil && again == id.exec && fileTypes[uint32(mode)>>12] == "file" && mode&modeSetUID == 0 && id.permitted == all
 }

@@ -7,9 +7,12 @@ type taskKey struct{ task, start uint64 }
 
 // credHistory is what the last round knew of a task: who it was, and whether it was raised since.
 type credHistory struct {
-	id     identity
-	before identity // where it was raised: who it was before
-	how    string
+	id identity
+	// settled: the sample before had called exec as often. A call of exec counts itself first and changes credentials then: who
+	// was looked at in between looks like somebody who becomes root without one.
+	settled bool
+	before  identity // where it was raised: who it was before
+	how     string
 }
 
 // credentials looks at who each task is: at what can't be at one moment, and at what can't have come to be since the last
@@ -40,7 +43,10 @@ func (c *Checker) credentials() (res Result, err error) {
 				}
 				continue
 			}
-			h := c.history[k].next(id, c.history[k].id.at != 0)
+			if was := c.history[k]; was.settled && id.exec == was.id.exec+1 && id.root() && !was.id.mayBecomeRoot() {
+				id.plain = g.plainProgram(task, &id)
+			}
+			h := c.history[k].next(id)
 			now[k] = h
 			res.Findings = append(res.Findings, j.judge(task, h)...)
 		}
@@ -51,16 +57,15 @@ func (c *Checker) credentials() (res Result, err error) {
 }
 
 // next is what is known of a task after another sample. What was raised stays so while it has what it was not given.
-func (h credHistory) next(id identity, known bool) credHistory {
-	n := credHistory{id: id}
+func (h credHistory) next(id identity) credHistory {
+	n := credHistory{id: id, settled: h.id.at != 0 && h.id.exec == id.exec}
 	switch {
-	case !known:
 	case h.how != "":
 		h.before.exec, h.before.ns = id.exec, id.ns
 		if _, still := id.raisedFrom(&h.before); still {
 			n.before, n.how = h.before, h.how
 		}
-	default:
+	case h.settled:
 		if how, raised := id.raisedFrom(&h.id); raised {
 			n.before, n.how = h.id, how
 		}
@@ -102,7 +107,7 @@ func (j *credJudge) judge(task uint64, h credHistory) (found []Finding) {
 		}
 	}
 	if h.how != "" {
-		add(KindCredRaised, "the process %s; it has not called exec since, and no other system call does that", h.how)
+		add(KindCredRaised, "the process %s; no system call does that", h.how)
 	}
 	if id.effective&^id.permitted != 0 {
 		add(KindCredCaps, "the process uses capabilities that it is not permitted: %#x", id.effective&^id.permitted)

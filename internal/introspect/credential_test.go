@@ -48,7 +48,11 @@ func TestCredentials(t *testing.T) {
 				become(foreign)()
 			}, true, KindCredForeign},
 			// What is right.
-			{"a call of exec between", func() { become(rootCred); i.put(user.Task+l.execID, 99); i.put32(cred+c.euid, 0) }, false, ""},
+			{"calls of exec between", func() { i.put(user.Task+l.execID, 99); i.put32(cred+c.euid, 0) }, false, ""},
+			{"one call of exec between, of a plain program", func() {
+				become(rootCred)()
+				i.put(user.Task+l.execID, i.get(user.Task+l.execID)+1)
+			}, false, KindCredRaised + " " + KindCredShared},
 			{"it reads a file on an overlay", func() {
 				at, err := i.profile.Offset("task_struct", "cred")
 				if err != nil {
@@ -59,8 +63,10 @@ func TestCredentials(t *testing.T) {
 			{"root gives it up", func() { i.put32(rootCred+c.euid, 1000); i.put32(rootCred+c.fsuid, 1000) }, false, ""},
 		} {
 			checker := quick(i.Guest)
-			if found := round(t, checker, k.full); len(found) > 0 {
-				t.Fatalf("before: %+v", found)
+			for range 2 {
+				if found := round(t, checker, k.full); len(found) > 0 {
+					t.Fatalf("before: %+v", found)
+				}
 			}
 			undo := i.change(k.do)
 			for n := range 2 { // it stays
@@ -100,10 +106,33 @@ func TestRaised(t *testing.T) {
 		"another user":         {user, was(func(i *identity) { i.uid = 33 }), false},
 		"capabilities":         {user, was(func(i *identity) { i.permitted = 1 }), true},
 		"capabilities dropped": {was(func(i *identity) { i.permitted = 3 }), was(func(i *identity) { i.permitted = 1 }), false},
+		"a set-uid file":       {user, was(func(i *identity) { i.euid, i.exec = 0, 4 }), false},
+		"a plain file":         {user, was(func(i *identity) { i.euid, i.exec, i.plain = 0, 4, true }), true},
+		"two files":            {user, was(func(i *identity) { i.euid, i.exec, i.plain = 0, 5, true }), false},
 		"a user namespace":     {user, was(func(i *identity) { i.permitted, i.ns = 1<<41-1, 2 }), false},
 	} {
 		if how, raised := c.is.raisedFrom(&c.was); raised != c.raised || raised != (how != "") {
 			t.Errorf("%s: %v %q", name, raised, how)
 		}
+	}
+}
+
+// TestExecBetween looks at a process after it has counted its call of exec and before its credentials changed.
+func TestExecBetween(t *testing.T) {
+	user := identity{at: 1, uid: 1000, euid: 1000, suid: 1000, fsuid: 1000, exec: 3}
+	during, after := user, user
+	during.exec = 4
+	after.exec, after.at, after.euid, after.suid, after.fsuid = 4, 2, 0, 0, 0
+	h := credHistory{}.next(user).next(user).next(during).next(after)
+	if h.how != "" {
+		t.Error("a set-uid program: ", h.how)
+	}
+	raised := user
+	raised.euid = 0
+	if h = (credHistory{}).next(user).next(user).next(raised); h.how == "" {
+		t.Error("not found")
+	}
+	if h = h.next(user); h.how != "" {
+		t.Error("it gave back what it was not given: ", h.how)
 	}
 }
