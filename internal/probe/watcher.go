@@ -301,13 +301,13 @@ func (w *Watcher) tend() {
 		lost += int64(min(now-w.lost[cpu], 1<<32))
 		w.lost[cpu] = now
 	}
+	if w.page.u32(atMute) == w.page.u32(atReader) {
+		w.page.newReader()
+	}
 	w.missed(lost, "the guard did not look in time")
 	if w.gone > 0 {
 		w.missed(w.gone, "could not be understood: "+w.why.Error())
 		w.gone = 0
-	}
-	if w.page.u32(atMute) == w.page.u32(atReader) {
-		w.page.newReader()
 	}
 	if eyes, err := w.eyes(); err == nil && w.page.alive() {
 		w.fresh(eyes)

@@ -69,14 +69,16 @@ func (c cpu) hold(point uint32, patience time.Duration) bool {
 type stage struct {
 	scene
 	moment atomic.Pointer[Moment]
-	slow   atomic.Int64 // how long a look takes
+	late   atomic.Pointer[chan struct{}] // a look waits until it is closed
 }
 
 func (s *stage) Sight(cpus int) (Sight, error) {
 	return Sight{Slide: 2 << 20, Current: make([]uint64, cpus)}, nil
 }
 func (s *stage) Moment(int) (Moment, error) {
-	time.Sleep(time.Duration(s.slow.Load()))
+	if late := s.late.Load(); late != nil {
+		<-*late
+	}
 	if m := s.moment.Load(); m != nil {
 		return *m, nil
 	}
@@ -229,11 +231,14 @@ func TestTooLate(t *testing.T) {
 	p := newProbed(t)
 	c := cpu{p.page, 0}
 	p.stage.moment.Store(&Moment{Process: Process{PID: 7, Comm: "late"}})
-	p.stage.slow.Store(int64(300 * time.Millisecond))
-	if c.hold(p.number("schedule_tail"), 20*time.Millisecond) {
-		t.Fatal("it was seen in time")
+	late := make(chan struct{})
+	p.stage.late.Store(&late)
+	seen := c.hold(p.number("schedule_tail"), 20*time.Millisecond)
+	p.stage.late.Store(nil)
+	close(late)
+	if seen {
+		t.Fatal("it was seen, and nobody had looked")
 	}
-	p.stage.slow.Store(0)
 	e := p.next()
 	if e.Kind != event.ProcessMissed || e.Fields["count"] != int64(1) {
 		t.Errorf("%+v", e)
