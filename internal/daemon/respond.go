@@ -14,7 +14,7 @@ import (
 )
 
 // Responses are what rules may ask for today.
-var Responses = []string{"alert", "pause", "quarantine", "stop"}
+var Responses = []string{"alert", "checkpoint", "pause", "quarantine", "rollback", "stop"}
 
 // loadRules reads the rules that come with vigia and the owner's. An owner's rule with a shipped rule's id takes its
 // place. A bad rule file ends a start: to run without a rule that somebody relies on would be worse.
@@ -125,7 +125,7 @@ func (d *Daemon) carryOutAll(ctx context.Context, p policy.Decision) {
 }
 
 func urgency(response string) int {
-	return slices.Index([]string{"quarantine", "pause", "stop", "alert"}, response)
+	return slices.Index([]string{"quarantine", "pause", "checkpoint", "rollback", "stop", "alert"}, response)
 }
 
 func (d *Daemon) carryOut(ctx context.Context, p policy.Decision, response string) {
@@ -154,6 +154,15 @@ func (d *Daemon) act(ctx context.Context, p policy.Decision, response string) er
 	switch response {
 	case "quarantine":
 		return m.quarantine(ctx, p.Rule, p.Time)
+	case "checkpoint":
+		_, err := m.checkpoint(ctx, event.Text([]byte("rule "+p.Rule)), false)
+		return err
+	case "rollback":
+		to, err := m.stable()
+		if err != nil {
+			return err
+		}
+		return m.rollback(ctx, to, "rule "+p.Rule)
 	case "pause":
 		return m.pause(ctx, "rule "+p.Rule)
 	case "stop":

@@ -210,7 +210,7 @@ var Kinds = map[Kind]Schema{
 
 	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},
 		{"events", List, "ids of the events that fulfilled it"}, {"respond", List, "the responses it asks for"}}},
-	ResponseDone:   {"a response was carried out", []Field{{"response", String, "alert, pause, quarantine or stop"}, {"rule", String, "the rule that asked for it"}, {"seconds", Float, "from the rule's last event to done"}}},
+	ResponseDone:   {"a response was carried out", []Field{{"response", String, "alert, checkpoint, pause, quarantine, rollback or stop"}, {"rule", String, "the rule that asked for it"}, {"seconds", Float, "from the rule's last event to done"}}},
 	ResponseFailed: {"a response could not be carried out", []Field{{"response", String, "which one"}, {"rule", String, "the rule that asked for it"}, {"reason", String, "why not"}, {"count", Int, "how many like it, where coalesced"}}},
 	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event until the network was cut"}}},
 	QuarantineOff:  {"a machine was let back on the network", nil},
