@@ -145,7 +145,7 @@ func (g *Guest) regions(l *mapsLayout, mm uint64, list []Region) ([]Region, erro
 // A maple tree (include/linux/maple_tree.h, lib/maple_tree.c) is a B-tree of address ranges. Nodes are aligned to 256 bytes; a
 // pointer to one has the node's type in its bits 3 to 6, and the root's has 2 in the lowest two. A node's pivots are the last
 // addresses of its slots, in order; the last slot in use has none, or one of 0, and reaches to the node's own end. In a leaf
-// slots hold vm_area_structs.
+// slots hold vm_area_structs. A node begins with a pointer to the one above it, with its place there in the low bits.
 type mapleTree struct {
 	g     *Guest
 	l     *mapsLayout
@@ -164,15 +164,15 @@ const (
 func (t *mapleTree) walk(root uint64) error {
 	switch {
 	case root&3 == xaInternal && root >= xaMarksEnd:
-		return t.node(root, ^uint64(0), 0)
+		return t.node(root, 0, ^uint64(0), 0)
 	case root != 0 && root&3 == 0: // the whole tree is one entry
 		return t.visit(root)
 	}
 	return nil
 }
 
-// node visits what lies below one node, which reaches up to end.
-func (t *mapleTree) node(entry, end uint64, depth int) error {
+// node visits what lies below one node, which reaches up to end and hangs on the one above.
+func (t *mapleTree) node(entry, above, end uint64, depth int) error {
 	node, typ := entry&^mapleMask, entry>>3&15
 	pivots, slots, count := t.l.pivots64, t.l.slots64, t.l.count64
 	switch {
@@ -186,7 +186,8 @@ func (t *mapleTree) node(entry, end uint64, depth int) error {
 	parent := r.u64(node)
 	r.bytes(node+pivots, buf[0][:8*(count-1)])
 	r.bytes(node+slots, buf[1][:8*count])
-	if r.err != nil || parent&^mapleMask == node { // a node that was replaced points at itself
+	parent &^= mapleMask
+	if r.err != nil || parent == node || above != 0 && parent != above { // one that was replaced points at itself
 		return t.g.torn()
 	}
 	for i := uint64(0); i < count; i++ {
@@ -204,7 +205,7 @@ func (t *mapleTree) node(entry, end uint64, depth int) error {
 		switch {
 		case slot == 0:
 		case typ != mapleLeaf:
-			err = t.node(slot, last, depth+1)
+			err = t.node(slot, node, last, depth+1)
 		case slot&3 == 0:
 			err = t.visit(slot)
 		}
