@@ -95,6 +95,15 @@ func answer(args []string, file func(n int) *os.File) (any, error) {
 			return nil, err
 		}
 		return struct{}{}, image.Extract(file(0), at, args[2], file(1))
+	case "modules":
+		if len(args) != 3 {
+			return nil, errors.New("modules: want a place and a version")
+		}
+		var at image.Place
+		if err := json.Unmarshal([]byte(args[1]), &at); err != nil {
+			return nil, err
+		}
+		return struct{}{}, image.Modules(file(0), at, args[2], file(1))
 	}
 	return nil, fmt.Errorf("no such question: %q", args[0])
 }
@@ -125,6 +134,15 @@ func (w Worker) Extract(ctx context.Context, disk *os.File, at image.Place, path
 		return err
 	}
 	return w.ask(ctx, nil, []string{"extract", string(place), path}, disk, dst)
+}
+
+// Modules packs the modules of a kernel's version.
+func (w Worker) Modules(ctx context.Context, disk *os.File, at image.Place, version string, dst *os.File) error {
+	place, err := json.Marshal(at)
+	if err != nil {
+		return err
+	}
+	return w.ask(ctx, nil, []string{"modules", string(place), version}, disk, dst)
 }
 
 // Profile reads a kernel and writes its profile and its reference.

@@ -70,6 +70,10 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	if !errors.Is(perr, fs.ErrNotExist) {
 		add(link.FileReference, reference, perr)
 	}
+	modules, perr := img.OpenModules()
+	if !errors.Is(perr, fs.ErrNotExist) {
+		add(link.FileModules, modules, perr)
+	}
 	for i, path := range d.files.consoleLogs(m.id()) {
 		flags := os.O_CREATE | os.O_RDWR
 		f, ferr := os.OpenFile(path, flags, 0o600)

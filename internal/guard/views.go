@@ -26,6 +26,7 @@ type views struct {
 
 	reference   *kernel.Reference // of the kernel's code
 	noReference error             // why there is none
+	modules     introspect.ModuleFiles
 
 	mu       sync.Mutex
 	guest    *introspect.Guest
@@ -36,7 +37,7 @@ type views struct {
 	last, spare []introspect.TaskTime // the sampler's own
 }
 
-func newViews(cfg link.GuardConfig, ram, profile, reference *os.File) *views {
+func newViews(cfg link.GuardConfig, ram, profile, reference, modules *os.File) *views {
 	v := &views{attached: introspect.ErrNotReady}
 	if ram == nil && !cfg.PrivateRAM || profile == nil {
 		v.why = errors.New("this machine's image has no kernel profile: import it with its kernel")
@@ -48,6 +49,9 @@ func newViews(cfg link.GuardConfig, ram, profile, reference *os.File) *views {
 		// Without it all but the check of the kernel's code works, which then says what it lacks.
 		v.reference, v.noReference = kernel.OpenReference(reference)
 	}
+	if err == nil && modules != nil {
+		v.modules = openModules(modules)
+	}
 	if err == nil && cfg.PrivateRAM {
 		return v
 	}
@@ -56,6 +60,19 @@ func newViews(cfg link.GuardConfig, ram, profile, reference *os.File) *views {
 	}
 	v.why = err
 	return v
+}
+
+// openModules reads the index of the kernel's modules; nil where it is damaged.
+func openModules(f *os.File) introspect.ModuleFiles {
+	st, err := f.Stat()
+	if err != nil {
+		return nil
+	}
+	pack, err := kernel.OpenModulePack(f, st.Size())
+	if err != nil {
+		return nil
+	}
+	return pack
 }
 
 // physical is what an introspector reads.
@@ -111,7 +128,7 @@ func (v *views) attach(now time.Time) (*introspect.Guest, error) {
 	if v.attached != nil {
 		v.guest = nil
 	} else {
-		v.guest.UseReference(v.reference, v.noReference)
+		v.guest.UseReference(v.reference, v.noReference, v.modules)
 	}
 	return v.guest, v.attached
 }

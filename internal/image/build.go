@@ -82,6 +82,10 @@ func (s *Store) build(ctx context.Context, t *temporary, r Recipe, progress Prog
 	if err := os.Remove(tarball); err != nil {
 		return manifest{}, err
 	}
+	progress.step("packing the kernel's modules")
+	if err := s.addModules(ctx, t, raw, Place{Size: int64(r.diskSize())}, version); err != nil {
+		return manifest{}, err
+	}
 	if err := s.addLayer(ctx, t, raw, int64(r.diskSize()), progress); err != nil {
 		return manifest{}, err
 	}

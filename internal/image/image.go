@@ -18,6 +18,7 @@
 //	    initrd          absent where the kernel needs none
 //	    profile         what package kernel read from vmlinuz
 //	    reference       vmlinuz's code as it must be in memory
+//	    modules         its modules, for the same purpose
 //	  names/debian      one line: the id
 //	  .tmp/             images in the making; what is left of a crash is swept at Open
 //
@@ -58,10 +59,12 @@ const (
 	PartProfile = "profile"
 	// PartReference is the kernel's code as it must be; images made before there was one lack it.
 	PartReference = "reference"
+	// PartModules are the kernel's modules, for the same purpose.
+	PartModules = "modules"
 )
 
 // parts in the order in which the manifest lists them.
-var parts = []string{PartDisk, PartInitrd, PartKernel, PartProfile, PartReference}
+var parts = []string{PartDisk, PartInitrd, PartKernel, PartProfile, PartReference, PartModules}
 
 // Info describes an image without opening it.
 type Info struct {

@@ -103,14 +103,20 @@ func (s *Store) importBoot(ctx context.Context, t *temporary, raw string, o Impo
 	if ownRoot == nil {
 		m.Cmdline = joinWords("root="+m.Root, "rootfstype="+found.Kind, "ro", baseCmdline, o.Cmdline)
 	}
-	if o.Kernel != "" {
+	if m.Kernel = found.Version; o.Kernel != "" {
 		m.Kernel = strings.TrimPrefix(filepath.Base(o.Kernel), "vmlinuz-")
+	}
+	if found.Root.Size > 0 {
+		if err := s.addModules(ctx, t, raw, found.Root, m.Kernel); err != nil {
+			return err
+		}
+	}
+	if o.Kernel != "" {
 		return s.takeKernel(ctx, t, o)
 	}
 	if found.Kernel == "" {
 		return fmt.Errorf("%w: give --kernel, and --initrd if it needs one", ErrNoKernel)
 	}
-	m.Kernel = found.Version
 	if err := s.extract(ctx, disk, found.Boot, found.Kernel, t.path(PartKernel)); err != nil {
 		return err
 	}

@@ -95,6 +95,9 @@ func (i *Image) OpenProfile() (*os.File, error) { return i.OpenPart(PartProfile)
 // OpenReference opens the reference of the kernel's code; fs.ErrNotExist where the image has none.
 func (i *Image) OpenReference() (*os.File, error) { return i.OpenPart(PartReference) }
 
+// OpenModules opens the pack of the kernel's modules; fs.ErrNotExist where the image has none.
+func (i *Image) OpenModules() (*os.File, error) { return i.OpenPart(PartModules) }
+
 func (i *Image) label() string {
 	if i.Name != "" {
 		return i.Name

@@ -22,6 +22,8 @@ type Worker interface {
 	// Profile reads a kernel and writes its profile, and the reference of its code; the latter stays empty where the
 	// kernel lacks what it takes.
 	Profile(ctx context.Context, kernel, profile, reference *os.File) error
+	// Modules packs the modules of a kernel's version, from a file system that Inspect found; without any, dst stays empty.
+	Modules(ctx context.Context, disk *os.File, at Place, version string, dst *os.File) error
 }
 
 // InProcess is the Worker of this very process, for tests and for those who trust the disk.
@@ -31,6 +33,9 @@ func (InProcess) Sniff(_ context.Context, disk *os.File) (Format, error)  { retu
 func (InProcess) Inspect(_ context.Context, disk *os.File) (Found, error) { return Inspect(disk) }
 func (InProcess) Extract(_ context.Context, disk *os.File, at Place, path string, dst *os.File) error {
 	return Extract(disk, at, path, dst)
+}
+func (InProcess) Modules(_ context.Context, disk *os.File, at Place, version string, dst *os.File) error {
+	return Modules(disk, at, version, dst)
 }
 func (InProcess) Profile(_ context.Context, kernel, profile, reference *os.File) error {
 	return Profile(kernel, profile, reference)

@@ -20,11 +20,12 @@ const (
 	KindRodataChanged = "rodata.changed"
 )
 
-// UseReference gives the guest the reference of its kernel's code; nil, and why there is none.
-func (g *Guest) UseReference(ref *kernel.Reference, why error) {
+// UseReference gives the guest the reference of its kernel's code; nil, and why there is none. files are its modules' and
+// may be nil.
+func (g *Guest) UseReference(ref *kernel.Reference, why error, files ModuleFiles) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.reference, g.noReference = ref, why
+	g.reference, g.noReference, g.moduleFiles = ref, why, files
 	if ref == nil && why == nil {
 		g.noReference = ErrNoReference
 	}
@@ -34,7 +35,7 @@ func (g *Guest) UseReference(ref *kernel.Reference, why error) {
 func (c *Checker) text() (Result, error) {
 	g := c.guest
 	g.mu.Lock()
-	ref, why := g.reference, g.noReference
+	ref, why, files := g.reference, g.noReference, g.moduleFiles
 	g.mu.Unlock()
 	found, pages, err := g.CheckExecutable()
 	if err != nil {
@@ -48,12 +49,17 @@ func (c *Checker) text() (Result, error) {
 		res.Views = append(res.Views, View{Check: "text", Name: "kernel text, bytes", Unknown: why.Error()})
 		return res, nil
 	}
-	found, stats, err := g.CheckText(ref, nil)
+	found, stats, err := g.CheckText(ref, files)
 	if err != nil {
 		return Result{}, err
 	}
 	res.Findings = append(res.Findings, found...)
 	res.Views = append(res.Views, View{Check: "text", Name: "kernel text, bytes", Count: stats.Bytes})
+	modules := View{Check: "text", Name: "modules' text", Count: stats.Modules}
+	if files == nil {
+		modules.Unknown = "the image has no modules to compare with: build or import the image again"
+	}
+	res.Views = append(res.Views, modules)
 	return res, nil
 }
 

@@ -93,6 +93,7 @@ const (
 	FileProfile     = "profile"
 	FileProbe       = "probe"     // the page shared with QEMU's plugin; only where it is loaded
 	FileReference   = "reference" // of the kernel's code; absent from older images
+	FileModules     = "modules"   // the kernel's modules; likewise
 )
 
 // GuardConfig is all a guard needs to know of its machine.
