@@ -92,6 +92,9 @@ func (p *prober) state() string {
 	if p.watcher != nil {
 		return p.watcher.State()
 	}
+	if p.why == "" {
+		return "sampled: QEMU was started without the plugin"
+	}
 	return "sampled: " + p.why
 }
 

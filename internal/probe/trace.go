@@ -59,6 +59,10 @@ func (w *Watcher) called(cpu int, eyes Eyes) ([]told, error) {
 
 // enable switches on what can be seen and is wanted. w.mu is held.
 func (w *Watcher) enable() {
+	if w.broken != nil {
+		w.page.enabled(0)
+		return
+	}
 	open, traced := w.seeing && w.page.reads() && len(w.sieve) > 0, w.seeing && w.sink != nil
 	w.page.enabled(w.bits(func(p *point) bool { return !p.filtered && !p.traced || p.filtered && open || p.traced && traced }))
 }

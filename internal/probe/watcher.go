@@ -57,6 +57,7 @@ type ids struct{ uid, euid int64 }
 const (
 	tendPeriod = time.Second
 	maxIDs     = 1 << 17
+	maxBlind   = 64
 )
 
 // Watcher reads what the plugin holds. It is the page's one reader, on a goroutine of its own.
@@ -76,6 +77,8 @@ type Watcher struct {
 	// seeing says that the page has what the plugin needs for seeing by itself.
 	seeing bool
 	sink   func(Called) // nil: nobody traces
+	blind  int          // looks in a row at which a kernel was there and could not be understood
+	broken error        // why nothing is probed any more
 
 	ids  map[int64]ids
 	life uint64
@@ -170,8 +173,13 @@ func (w *Watcher) bits(which func(*point) bool) (b uint64) {
 	return b
 }
 
-// Alive reports whether a plugin has taken the page up: then everything is told from here, and there is nothing to sample.
-func (w *Watcher) Alive() bool { return w.page.alive() }
+// Alive reports whether a plugin has taken the page up, and the kernel is one that it can be asked about: then everything is told
+// from here, and there is nothing to sample.
+func (w *Watcher) Alive() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.page.alive() && w.broken == nil
+}
 
 // State says in a line what is probed.
 func (w *Watcher) State() string {
@@ -180,6 +188,8 @@ func (w *Watcher) State() string {
 	switch {
 	case !w.page.alive():
 		return "sampled: QEMU has not loaded the plugin"
+	case w.broken != nil:
+		return "sampled: " + w.broken.Error()
 	case w.state != "":
 		return w.state
 	}
@@ -257,9 +267,13 @@ func (w *Watcher) fresh(eyes Eyes) {
 	}
 	sight, err := eyes.Sight(w.cpus)
 	if err != nil {
+		if w.blind++; w.blind == maxBlind { // no kernel that is being booted takes so many looks
+			w.broken = err
+			w.enable()
+		}
 		return
 	}
-	w.stale, w.seeing = false, false
+	w.stale, w.seeing, w.blind = false, false, 0
 	p := w.page
 	w.enable()
 	for cpu, at := range sight.Current {

@@ -70,9 +70,13 @@ type stage struct {
 	scene
 	moment atomic.Pointer[Moment]
 	late   atomic.Pointer[chan struct{}] // a look waits until it is closed
+	blind  atomic.Bool
 }
 
 func (s *stage) Sight(cpus int) (Sight, error) {
+	if s.blind.Load() {
+		return Sight{}, errGone
+	}
 	return Sight{Slide: 2 << 20, Current: make([]uint64, cpus)}, nil
 }
 func (s *stage) Moment(int) (Moment, error) {
@@ -251,6 +255,23 @@ func TestTooLate(t *testing.T) {
 	}
 	if e := p.next(); e.Kind != event.ProcessForked {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestBlind: a kernel that can't be understood is sampled, and the reason is said.
+func TestBlind(t *testing.T) {
+	p := newProbed(t)
+	p.stage.blind.Store(true)
+	p.w.Watch(nil, func(string) (string, bool) { return "", false }) // the sight is taken anew
+	c := cpu{p.page, 0}
+	for n := 0; p.w.Alive(); n++ {
+		if n > maxBlind {
+			t.Fatal("not given up")
+		}
+		c.hold(p.number("schedule_tail"), 10*time.Second)
+	}
+	if p.w.Alive() || p.page.u64(atEnabled) != 0 || !strings.HasPrefix(p.w.State(), "sampled: ") {
+		t.Errorf("alive %v, enabled %#x, %s", p.w.Alive(), p.page.u64(atEnabled), p.w.State())
 	}
 }
 
