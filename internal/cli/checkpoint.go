@@ -128,28 +128,6 @@ func (a *app) checkpointsCmd() *cobra.Command {
 	}
 }
 
-func (a *app) rollbackCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "rollback NAME [CHECKPOINT]",
-		Short: "Put a machine back to a checkpoint: what it did since is gone",
-		Long: "Put a machine back to a checkpoint, or without one to its last stable one: memory, devices and disk. What it did since is\n" +
-			"gone; its open connections are cut, and its clock is behind by as long as the checkpoint is old.",
-		Args: argsBetween(1, "NAME", "CHECKPOINT"),
-		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
-			req := &vigiav1.RollbackRequest{Name: args[0]}
-			if len(args) > 1 {
-				req.Checkpoint = args[1]
-			}
-			res, err := c.Checkpoints.Rollback(ctx, connect.NewRequest(req))
-			if err != nil {
-				return err
-			}
-			return a.printMachine(res.Msg)
-		}),
-		ValidArgsFunction: a.machineNames,
-	}
-}
-
 func (a *app) cloneCmd() *cobra.Command {
 	req := &vigiav1.CloneRequest{}
 	c := &cobra.Command{

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"slices"
 	"time"
 
 	"vigia/internal/inventory"
@@ -18,11 +18,11 @@ import (
 // comparison is the question what a rollback reopens: how many of the files, in order, are the layers of the checkpoint's
 // disk and of the present one, and whether a file of vulnerabilities follows.
 type comparison struct {
-	Then  int             `json:"then"`
-	Now   int             `json:"now"`
-	Holes bool            `json:"holes"`
-	Ports inventory.Ports `json:"ports"`
-	At    time.Time       `json:"at"`
+	Then    int       `json:"then"`
+	Now     int       `json:"now"`
+	Overlay bool      `json:"overlay"` // the last of now is an overlay, which opening may put in order
+	Holes   bool      `json:"holes"`
+	At      time.Time `json:"at"`
 }
 
 // reopens answers it.
@@ -34,11 +34,11 @@ func reopens(text string, file func(n int) *os.File) ([]inventory.Item, error) {
 	if q.Then < 1 || q.Now < 1 || q.Then+q.Now > 2*volume.MaxLayers {
 		return nil, fmt.Errorf("reopens: %d and %d layers", q.Then, q.Now)
 	}
-	then, err := scanDisk(q.Then, file)
+	then, err := scanDisk(q.Then, false, file)
 	if err != nil {
 		return nil, fmt.Errorf("the checkpoint's disk: %w", err)
 	}
-	now, err := scanDisk(q.Now, func(n int) *os.File { return file(q.Then + n) })
+	now, err := scanDisk(q.Now, q.Overlay, func(n int) *os.File { return file(q.Then + n) })
 	if err != nil {
 		return nil, fmt.Errorf("the present disk: %w", err)
 	}
@@ -49,16 +49,20 @@ func reopens(text string, file func(n int) *os.File) ([]inventory.Item, error) {
 			return nil, err
 		}
 	}
-	return inventory.Reopens(now, then, q.Ports, q.At, holes), nil
+	return inventory.Reopens(now, then, inventory.Ports{}, q.At, holes), nil
 }
 
-// scanDisk reads the root file system of a frozen chain of n layers, the lowest first.
-func scanDisk(n int, layer func(n int) *os.File) (scan.State, error) {
+// scanDisk reads the root file system of a chain of n layers, the lowest first, all frozen but for an overlay on top.
+func scanDisk(n int, overlay bool, layer func(n int) *os.File) (scan.State, error) {
 	layers := make([]*os.File, n)
 	for i := range layers {
 		layers[i] = layer(i)
 	}
-	v, err := volume.Open(layers, nil, volume.Options{})
+	var top *os.File
+	if overlay {
+		layers, top = layers[:n-1], layers[n-1]
+	}
+	v, err := volume.Open(layers, top, volume.Options{})
 	if err != nil {
 		return scan.State{}, err
 	}
@@ -95,20 +99,27 @@ func debian(pretty string) (codename, number string) {
 	return releases[number], number
 }
 
-// Reopens lists what a machine whose disk is now gets back when then takes its place. Both are frozen layers, the lowest
-// first. holes may be nil: the JSON of Debian's security tracker, or of OSV.
-func (w Worker) Reopens(ctx context.Context, then, now []*os.File, ports inventory.Ports, holes *os.File) (items []inventory.Item, err error) {
-	q, err := json.Marshal(comparison{Then: len(then), Now: len(now), Holes: holes != nil, Ports: ports, At: time.Now()})
+// Disks are what Reopens compares: chains of frozen layers, the lowest first.
+type Disks struct {
+	Then, Now []*os.File
+	Overlay   *os.File // on top of Now, open for reading and writing; nil where there is none
+	Holes     *os.File // the JSON of Debian's security tracker, or of OSV; may be nil
+}
+
+// Reopens lists what a machine whose disk is Now gets back when Then takes its place.
+func (w Worker) Reopens(ctx context.Context, d Disks) (items []inventory.Item, err error) {
+	q := comparison{Then: len(d.Then), Now: len(d.Now), Holes: d.Holes != nil, At: time.Now()}
+	files := slices.Concat(d.Then, d.Now)
+	if d.Overlay != nil {
+		q.Overlay, q.Now, files = true, q.Now+1, append(files, d.Overlay)
+	}
+	if d.Holes != nil {
+		files = append(files, d.Holes)
+	}
+	text, err := json.Marshal(q)
 	if err != nil {
 		return nil, err
 	}
-	files := append(append([]*os.File{}, then...), now...)
-	if holes != nil {
-		if _, err := holes.Seek(0, io.SeekStart); err != nil {
-			return nil, err
-		}
-		files = append(files, holes)
-	}
-	err = w.ask(ctx, &items, []string{"reopens", string(q)}, files...)
+	err = w.ask(ctx, &items, []string{"reopens", string(text)}, files...)
 	return items, err
 }

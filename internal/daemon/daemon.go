@@ -72,6 +72,8 @@ type Daemon struct {
 	accelerator string
 	started     time.Time
 	responses   chan policy.Decision
+	refusals    refusals
+	convert     convert.Worker
 
 	mu       sync.Mutex
 	machines map[string]*machine // by name
@@ -270,8 +272,9 @@ func (d *Daemon) openStore(back *undo) error {
 
 func (d *Daemon) openImages(*undo) error {
 	tag := d.files.tag() + "/convert"
+	d.convert = convert.Worker{Tag: tag, User: convertUser(), Groups: d.groups}
 	s, err := image.Open(d.files.path("images"), image.Options{Cache: d.files.path("cache"),
-		Worker:  convert.Worker{Tag: tag, User: convertUser(), Groups: d.groups},
+		Worker:  d.convert,
 		Confine: convert.Tools{Tag: tag, User: convertUser(), Groups: d.groups}.Run})
 	if err != nil {
 		return err

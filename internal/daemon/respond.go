@@ -14,7 +14,7 @@ import (
 )
 
 // Responses are what rules may ask for today.
-var Responses = []string{"alert", "checkpoint", "pause", "quarantine", "rollback", "stop"}
+var Responses = []string{"alert", "checkpoint", "pause", "quarantine", refuse, "rollback", "stop"}
 
 // loadRules reads the rules that come with vigia and the owner's. An owner's rule with a shipped rule's id takes its
 // place. A bad rule file ends a start: to run without a rule that somebody relies on would be worse.
@@ -87,6 +87,7 @@ func readRuleFile(file string) ([]policy.Rule, error) {
 
 // decided is called by the bus with its lock held: the alert becomes an event, the responses are queued.
 func (d *Daemon) decided(p policy.Decision) {
+	d.refusals.note(p)
 	select {
 	case d.responses <- p:
 	default:
@@ -144,8 +145,8 @@ func (d *Daemon) carryOut(ctx context.Context, p policy.Decision, response strin
 }
 
 func (d *Daemon) act(ctx context.Context, p policy.Decision, response string) error {
-	if response == "alert" {
-		return nil // the alert itself is an event
+	if response == "alert" || response == refuse {
+		return nil // the alert itself is an event; a rollback asks for refusals before it begins
 	}
 	m, err := d.machine(p.Machine)
 	if err != nil {

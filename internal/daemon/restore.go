@@ -97,12 +97,17 @@ func (d *Daemon) usable(r checkpoint.Record) error {
 	return nil
 }
 
-// rollback puts a machine back to a checkpoint of its own line: what it did since is gone.
-func (m *machine) rollback(ctx context.Context, to checkpoint.Record, reason string) error {
+// canRollBack says why the machine can't be put back to a checkpoint.
+func (m *machine) canRollBack(to checkpoint.Record) error {
 	if to.Machine != m.id() && m.record().Checkpoint != to.ID && !m.descends(to.ID) {
 		return fmt.Errorf("checkpoint %s is of %s and %s does not come from it: %w: use: vigia clone %s@%s NEW", to.ID, to.Name, m.name(), errState, to.Name, to.ID)
 	}
-	if err := m.d.usable(to); err != nil {
+	return m.d.usable(to)
+}
+
+// rollback puts a machine back to a checkpoint of its own line: what it did since is gone.
+func (m *machine) rollback(ctx context.Context, to checkpoint.Record, reason string) error {
+	if err := m.canRollBack(to); err != nil {
 		return err
 	}
 	unlock, err := m.lock(ctx)

@@ -11,6 +11,7 @@ import (
 
 	"vigia/internal/api/vigiav1"
 	"vigia/internal/checkpoint"
+	"vigia/internal/inventory"
 	"vigia/internal/vm"
 )
 
@@ -105,24 +106,69 @@ func (s checkpointsServer) Remove(_ context.Context, r *connect.Request[vigiav1.
 	return connect.NewResponse(&vigiav1.RemoveResponse{}), nil
 }
 
-func (s checkpointsServer) Rollback(ctx context.Context, r *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error) {
-	m, err := s.d.machine(r.Msg.Name)
-	if err != nil {
-		return nil, err
+// target finds the machine and the checkpoint that a rollback is about.
+func (s checkpointsServer) target(r *vigiav1.RollbackRequest) (m *machine, to checkpoint.Record, err error) {
+	if m, err = s.d.machine(r.Name); err != nil {
+		return nil, to, err
 	}
-	var to checkpoint.Record
-	if r.Msg.Checkpoint == "" {
+	if r.Checkpoint == "" {
 		to, err = m.stable()
 	} else {
-		to, err = s.d.findCheckpoint(r.Msg.Checkpoint)
+		to, err = s.d.findCheckpoint(r.Checkpoint)
 	}
 	if err == nil {
-		err = m.rollback(ctx, to, "asked for")
+		err = m.canRollBack(to)
+	}
+	return m, to, err
+}
+
+func (s checkpointsServer) Rollback(ctx context.Context, r *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error) {
+	m, to, err := s.target(r.Msg)
+	if err != nil {
+		return nil, err
+	}
+	out := &vigiav1.RollbackResponse{}
+	if !r.Msg.AtOnce {
+		found, err := m.reopens(ctx, to, r.Msg.Vulnerabilities, "before the rollback to "+string(to.ID))
+		if err != nil {
+			return nil, err
+		}
+		out.Left, out.Reopens = string(found.left.ID), reopened(found.items)
+		if err := m.tellReopens(to, found); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.rollback(ctx, to, "asked for"); err != nil {
+		return nil, err
+	}
+	out.Machine = m.show(ctx)
+	return connect.NewResponse(out), nil
+}
+
+// Reopens compares and leaves all as it is: what it saved of the present state is removed again.
+func (s checkpointsServer) Reopens(ctx context.Context, r *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error) {
+	began := time.Now()
+	m, to, err := s.target(r.Msg)
+	if err != nil {
+		return nil, err
+	}
+	found, err := m.reopens(ctx, to, r.Msg.Vulnerabilities, "to compare with "+string(to.ID))
+	if found.left.ID != "" {
+		if rerr := s.d.removeCheckpoint(found.left); err == nil {
+			err = rerr
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(m.show(ctx)), nil
+	return connect.NewResponse(&vigiav1.ReopensResponse{Checkpoint: string(to.ID), Reopens: reopened(found.items), TookMs: time.Since(began).Seconds() * 1000}), nil
+}
+
+func reopened(items []inventory.Item) (list []*vigiav1.Reopened) {
+	for _, i := range items {
+		list = append(list, &vigiav1.Reopened{Kind: i.Kind, Subject: i.Subject, Detail: i.Detail, Severity: string(i.Severity)})
+	}
+	return list
 }
 
 // stable is the last checkpoint of the machine that was marked as one to fall back to.

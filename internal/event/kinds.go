@@ -98,6 +98,7 @@ const (
 	CheckpointFailed   Kind = "checkpoint.failed"
 	CheckpointRemoved  Kind = "checkpoint.removed"
 	CheckpointRestored Kind = "checkpoint.restored"
+	CheckpointReopens  Kind = "checkpoint.reopens"
 	CloneCreated       Kind = "clone.created"
 
 	PolicyAlert    Kind = "policy.alert"
@@ -206,7 +207,10 @@ var Kinds = map[Kind]Schema{
 	CheckpointFailed:   {"a machine could not be saved; it goes on", []Field{{"reason", String, "why not"}}},
 	CheckpointRemoved:  {"a checkpoint was deleted", []Field{{"id", String, "the checkpoint"}}},
 	CheckpointRestored: {"a machine was put back to a checkpoint: memory, devices and disk", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"taken", Float, "how long ago the checkpoint was taken: by so much the guest's clock is behind"}, {"seconds", Float, "from the call until the guest ran"}, {"reason", String, "who or what asked for it"}}},
-	CloneCreated:       {"a machine was made that goes on from a checkpoint", []Field{{"checkpoint", String, "the checkpoint"}, {"from", String, "the machine it is of"}, {"from_id", String, "that machine's id"}, {"seconds", Float, "from the call until the guest ran"}, {"connected", Bool, "it was let on the network at once"}}},
+	CheckpointReopens: {"what a rollback that is about to be done brings back, of what was mended since the checkpoint", []Field{{"id", String, "the checkpoint"}, {"left", String, "the checkpoint of the state that is left"},
+		{"critical", Int, "how many things of that severity"}, {"high", Int, "the same"}, {"medium", Int, "the same"}, {"low", Int, "the same"}, {"items", List, "the worst of them: severity, kind, what, how"},
+		{"seconds", Float, "how long finding them took"}}},
+	CloneCreated: {"a machine was made that goes on from a checkpoint", []Field{{"checkpoint", String, "the checkpoint"}, {"from", String, "the machine it is of"}, {"from_id", String, "that machine's id"}, {"seconds", Float, "from the call until the guest ran"}, {"connected", Bool, "it was let on the network at once"}}},
 
 	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},
 		{"events", List, "ids of the events that fulfilled it"}, {"respond", List, "the responses it asks for"}}},

@@ -4476,11 +4476,15 @@ func (x *ChangeCheckpointRequest) GetStable() bool {
 }
 
 type RollbackRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Checkpoint    string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // empty: the last stable one
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Checkpoint string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // empty: the last stable one
+	// at_once leaves out the saving of the state that is left, and the list of what comes back.
+	AtOnce bool `protobuf:"varint,3,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	// vulnerabilities is an absolute path on the daemon's host: the JSON of Debian's security tracker, or of OSV.
+	Vulnerabilities string `protobuf:"bytes,4,opt,name=vulnerabilities,proto3" json:"vulnerabilities,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RollbackRequest) Reset() {
@@ -4527,6 +4531,209 @@ func (x *RollbackRequest) GetCheckpoint() string {
 	return ""
 }
 
+func (x *RollbackRequest) GetAtOnce() bool {
+	if x != nil {
+		return x.AtOnce
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetVulnerabilities() string {
+	if x != nil {
+		return x.Vulnerabilities
+	}
+	return ""
+}
+
+type RollbackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Left          string                 `protobuf:"bytes,2,opt,name=left,proto3" json:"left,omitempty"` // the checkpoint of the state that was left; empty: none was made
+	Reopens       []*Reopened            `protobuf:"bytes,3,rep,name=reopens,proto3" json:"reopens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackResponse) Reset() {
+	*x = RollbackResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackResponse) ProtoMessage() {}
+
+func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
+func (*RollbackResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RollbackResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetLeft() string {
+	if x != nil {
+		return x.Left
+	}
+	return ""
+}
+
+func (x *RollbackResponse) GetReopens() []*Reopened {
+	if x != nil {
+		return x.Reopens
+	}
+	return nil
+}
+
+type ReopensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    string                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Reopens       []*Reopened            `protobuf:"bytes,2,rep,name=reopens,proto3" json:"reopens,omitempty"`
+	TookMs        float64                `protobuf:"fixed64,3,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReopensResponse) Reset() {
+	*x = ReopensResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReopensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReopensResponse) ProtoMessage() {}
+
+func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReopensResponse.ProtoReflect.Descriptor instead.
+func (*ReopensResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ReopensResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *ReopensResponse) GetReopens() []*Reopened {
+	if x != nil {
+		return x.Reopens
+	}
+	return nil
+}
+
+func (x *ReopensResponse) GetTookMs() float64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+// Reopened is one thing that was mended, and that a rollback brings back.
+type Reopened struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Severity      string                 `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"` // info, low, medium, high, critical
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reopened) Reset() {
+	*x = Reopened{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reopened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reopened) ProtoMessage() {}
+
+func (x *Reopened) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reopened.ProtoReflect.Descriptor instead.
+func (*Reopened) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *Reopened) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Reopened) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Reopened) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Reopened) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
 type CloneRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4542,7 +4749,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +4761,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +4774,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CloneRequest) GetName() string {
@@ -4647,7 +4854,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4659,7 +4866,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4672,7 +4879,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -5188,12 +5395,29 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x05label\x18\x02 \x01(\tH\x00R\x05label\x88\x01\x01\x12\x1b\n" +
 	"\x06stable\x18\x03 \x01(\bH\x01R\x06stable\x88\x01\x01B\b\n" +
 	"\x06_labelB\t\n" +
-	"\a_stable\"E\n" +
+	"\a_stable\"\x88\x01\n" +
 	"\x0fRollbackRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\tR\n" +
-	"checkpoint\"\xb9\x01\n" +
+	"checkpoint\x12\x17\n" +
+	"\aat_once\x18\x03 \x01(\bR\x06atOnce\x12(\n" +
+	"\x0fvulnerabilities\x18\x04 \x01(\tR\x0fvulnerabilities\"\x81\x01\n" +
+	"\x10RollbackResponse\x12+\n" +
+	"\amachine\x18\x01 \x01(\v2\x11.vigia.v1.MachineR\amachine\x12\x12\n" +
+	"\x04left\x18\x02 \x01(\tR\x04left\x12,\n" +
+	"\areopens\x18\x03 \x03(\v2\x12.vigia.v1.ReopenedR\areopens\"x\n" +
+	"\x0fReopensResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x12,\n" +
+	"\areopens\x18\x02 \x03(\v2\x12.vigia.v1.ReopenedR\areopens\x12\x17\n" +
+	"\atook_ms\x18\x03 \x01(\x01R\x06tookMs\"l\n" +
+	"\bReopened\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x1a\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\"\xb9\x01\n" +
 	"\fCloneRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -5249,13 +5473,14 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06CopyIn\x12\x17.vigia.v1.CopyInRequest\x1a\x18.vigia.v1.CopyInResponse(\x01\x126\n" +
 	"\aCopyOut\x12\x18.vigia.v1.CopyOutRequest\x1a\x0f.vigia.v1.Chunk0\x01\x126\n" +
 	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x01\x122\n" +
-	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8b\x03\n" +
+	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\xd5\x03\n" +
 	"\vCheckpoints\x12=\n" +
 	"\x04Take\x12\x1f.vigia.v1.TakeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12K\n" +
 	"\x04List\x12 .vigia.v1.ListCheckpointsRequest\x1a!.vigia.v1.ListCheckpointsResponse\x12A\n" +
 	"\x06Change\x12!.vigia.v1.ChangeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12?\n" +
-	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x128\n" +
-	"\bRollback\x12\x19.vigia.v1.RollbackRequest\x1a\x11.vigia.v1.Machine\x122\n" +
+	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x12A\n" +
+	"\bRollback\x12\x19.vigia.v1.RollbackRequest\x1a\x1a.vigia.v1.RollbackResponse\x12?\n" +
+	"\aReopens\x12\x19.vigia.v1.RollbackRequest\x1a\x19.vigia.v1.ReopensResponse\x122\n" +
 	"\x05Clone\x12\x16.vigia.v1.CloneRequest\x1a\x11.vigia.v1.Machine2\xbb\x03\n" +
 	"\x05Views\x12B\n" +
 	"\tProcesses\x12\x18.vigia.v1.MachineRequest\x1a\x1b.vigia.v1.ProcessesResponse\x12>\n" +
@@ -5293,7 +5518,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
@@ -5359,25 +5584,28 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*ListCheckpointsResponse)(nil), // 61: vigia.v1.ListCheckpointsResponse
 	(*ChangeCheckpointRequest)(nil), // 62: vigia.v1.ChangeCheckpointRequest
 	(*RollbackRequest)(nil),         // 63: vigia.v1.RollbackRequest
-	(*CloneRequest)(nil),            // 64: vigia.v1.CloneRequest
-	(*Checkpoint)(nil),              // 65: vigia.v1.Checkpoint
-	nil,                             // 66: vigia.v1.RunRequest.LabelsEntry
-	nil,                             // 67: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 68: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 69: google.protobuf.Struct
+	(*RollbackResponse)(nil),        // 64: vigia.v1.RollbackResponse
+	(*ReopensResponse)(nil),         // 65: vigia.v1.ReopensResponse
+	(*Reopened)(nil),                // 66: vigia.v1.Reopened
+	(*CloneRequest)(nil),            // 67: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 68: vigia.v1.Checkpoint
+	nil,                             // 69: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 70: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 71: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 72: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	66, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	69, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	68, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	68, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	68, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	67, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	71, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	71, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	71, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	70, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	68, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	71, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	68, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	71, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
 	23, // 11: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
 	24, // 12: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
 	22, // 13: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
@@ -5385,108 +5613,113 @@ var file_vigia_v1_vigia_proto_depIdxs = []int32{
 	29, // 15: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
 	31, // 16: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
 	33, // 17: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	68, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	71, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
 	37, // 19: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
 	39, // 20: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
 	38, // 21: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
 	43, // 22: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	68, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	71, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
 	43, // 24: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	68, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	68, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	69, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	71, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	71, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	72, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
 	53, // 28: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	68, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	68, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	65, // 31: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
-	68, // 32: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
-	1,  // 33: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 34: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 35: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 36: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	8,  // 37: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 38: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 39: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	9,  // 40: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 41: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 42: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	11, // 43: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	12, // 44: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 45: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	14, // 46: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	16, // 47: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	18, // 48: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	21, // 49: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	20, // 50: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
-	58, // 51: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
-	60, // 52: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
-	62, // 53: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
-	59, // 54: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
-	63, // 55: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
-	64, // 56: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
-	0,  // 57: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 58: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 59: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 60: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	25, // 61: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	25, // 62: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 63: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	40, // 64: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	41, // 65: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	45, // 66: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	44, // 67: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	44, // 68: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	48, // 69: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	50, // 70: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	51, // 71: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	54, // 72: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	56, // 73: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 74: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 75: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 76: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 77: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 78: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 79: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 80: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	10, // 81: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 82: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 83: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 84: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	13, // 85: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	13, // 86: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	15, // 87: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	17, // 88: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	19, // 89: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	19, // 90: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	19, // 91: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
-	65, // 92: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
-	61, // 93: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
-	65, // 94: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
-	10, // 95: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 96: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.Machine
-	2,  // 97: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
-	26, // 98: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	28, // 99: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	36, // 100: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	30, // 101: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	32, // 102: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	34, // 103: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	35, // 104: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	42, // 105: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	42, // 106: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	46, // 107: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	10, // 108: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	47, // 109: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	49, // 110: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	52, // 111: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	52, // 112: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	55, // 113: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	57, // 114: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	74, // [74:115] is the sub-list for method output_type
-	33, // [33:74] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	71, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	71, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	68, // 31: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	2,  // 32: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
+	66, // 33: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
+	66, // 34: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
+	71, // 35: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	1,  // 36: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 37: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 38: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 39: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	8,  // 40: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 41: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 42: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	9,  // 43: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 44: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 45: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	11, // 46: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	12, // 47: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 48: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	14, // 49: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	16, // 50: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	18, // 51: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	21, // 52: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	20, // 53: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
+	58, // 54: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	60, // 55: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	62, // 56: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	59, // 57: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	63, // 58: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	63, // 59: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
+	67, // 60: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 61: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 62: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 63: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 64: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	25, // 65: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	25, // 66: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 67: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	40, // 68: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	41, // 69: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	45, // 70: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	44, // 71: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	44, // 72: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	48, // 73: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	50, // 74: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	51, // 75: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	54, // 76: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	56, // 77: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 78: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 79: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 80: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 81: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 82: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 83: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 84: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	10, // 85: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 86: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 87: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 88: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	13, // 89: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	13, // 90: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	15, // 91: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	17, // 92: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	19, // 93: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	19, // 94: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	19, // 95: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
+	68, // 96: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	61, // 97: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	68, // 98: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	10, // 99: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	64, // 100: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
+	65, // 101: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
+	2,  // 102: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	26, // 103: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	28, // 104: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	36, // 105: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	30, // 106: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	32, // 107: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	34, // 108: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	35, // 109: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	42, // 110: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	42, // 111: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	46, // 112: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	10, // 113: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	47, // 114: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	49, // 115: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	52, // 116: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	52, // 117: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	55, // 118: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	57, // 119: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	78, // [78:120] is the sub-list for method output_type
+	36, // [36:78] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -5501,7 +5734,7 @@ func file_vigia_v1_vigia_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -98,6 +98,8 @@ const (
 	CheckpointsRemoveProcedure = "/vigia.v1.Checkpoints/Remove"
 	// CheckpointsRollbackProcedure is the fully-qualified name of the Checkpoints's Rollback RPC.
 	CheckpointsRollbackProcedure = "/vigia.v1.Checkpoints/Rollback"
+	// CheckpointsReopensProcedure is the fully-qualified name of the Checkpoints's Reopens RPC.
+	CheckpointsReopensProcedure = "/vigia.v1.Checkpoints/Reopens"
 	// CheckpointsCloneProcedure is the fully-qualified name of the Checkpoints's Clone RPC.
 	CheckpointsCloneProcedure = "/vigia.v1.Checkpoints/Clone"
 	// ViewsProcessesProcedure is the fully-qualified name of the Views's Processes RPC.
@@ -669,8 +671,10 @@ type CheckpointsClient interface {
 	// Change sets a label, or marks a state to fall back to.
 	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
 	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
-	// Rollback puts a machine back to a checkpoint: memory, devices and disk.
-	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error)
+	// Rollback puts a machine back to a checkpoint: memory, devices and disk. What that brings back is told first.
+	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error)
+	// Reopens tells what a rollback would bring back that was mended since, and does not do it.
+	Reopens(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error)
 	// Clone makes a new machine that goes on from a checkpoint, cut off the network unless asked otherwise.
 	Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error)
 }
@@ -710,10 +714,16 @@ func NewCheckpointsClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(checkpointsMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
-		rollback: connect.NewClient[vigiav1.RollbackRequest, vigiav1.Machine](
+		rollback: connect.NewClient[vigiav1.RollbackRequest, vigiav1.RollbackResponse](
 			httpClient,
 			baseURL+CheckpointsRollbackProcedure,
 			connect.WithSchema(checkpointsMethods.ByName("Rollback")),
+			connect.WithClientOptions(opts...),
+		),
+		reopens: connect.NewClient[vigiav1.RollbackRequest, vigiav1.ReopensResponse](
+			httpClient,
+			baseURL+CheckpointsReopensProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Reopens")),
 			connect.WithClientOptions(opts...),
 		),
 		clone: connect.NewClient[vigiav1.CloneRequest, vigiav1.Machine](
@@ -731,7 +741,8 @@ type checkpointsClient struct {
 	list     *connect.Client[vigiav1.ListCheckpointsRequest, vigiav1.ListCheckpointsResponse]
 	change   *connect.Client[vigiav1.ChangeCheckpointRequest, vigiav1.Checkpoint]
 	remove   *connect.Client[vigiav1.CheckpointRequest, vigiav1.RemoveResponse]
-	rollback *connect.Client[vigiav1.RollbackRequest, vigiav1.Machine]
+	rollback *connect.Client[vigiav1.RollbackRequest, vigiav1.RollbackResponse]
+	reopens  *connect.Client[vigiav1.RollbackRequest, vigiav1.ReopensResponse]
 	clone    *connect.Client[vigiav1.CloneRequest, vigiav1.Machine]
 }
 
@@ -756,8 +767,13 @@ func (c *checkpointsClient) Remove(ctx context.Context, req *connect.Request[vig
 }
 
 // Rollback calls vigia.v1.Checkpoints.Rollback.
-func (c *checkpointsClient) Rollback(ctx context.Context, req *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error) {
+func (c *checkpointsClient) Rollback(ctx context.Context, req *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error) {
 	return c.rollback.CallUnary(ctx, req)
+}
+
+// Reopens calls vigia.v1.Checkpoints.Reopens.
+func (c *checkpointsClient) Reopens(ctx context.Context, req *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error) {
+	return c.reopens.CallUnary(ctx, req)
 }
 
 // Clone calls vigia.v1.Checkpoints.Clone.
@@ -774,8 +790,10 @@ type CheckpointsHandler interface {
 	// Change sets a label, or marks a state to fall back to.
 	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
 	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
-	// Rollback puts a machine back to a checkpoint: memory, devices and disk.
-	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error)
+	// Rollback puts a machine back to a checkpoint: memory, devices and disk. What that brings back is told first.
+	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error)
+	// Reopens tells what a rollback would bring back that was mended since, and does not do it.
+	Reopens(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error)
 	// Clone makes a new machine that goes on from a checkpoint, cut off the network unless asked otherwise.
 	Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error)
 }
@@ -817,6 +835,12 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 		connect.WithSchema(checkpointsMethods.ByName("Rollback")),
 		connect.WithHandlerOptions(opts...),
 	)
+	checkpointsReopensHandler := connect.NewUnaryHandler(
+		CheckpointsReopensProcedure,
+		svc.Reopens,
+		connect.WithSchema(checkpointsMethods.ByName("Reopens")),
+		connect.WithHandlerOptions(opts...),
+	)
 	checkpointsCloneHandler := connect.NewUnaryHandler(
 		CheckpointsCloneProcedure,
 		svc.Clone,
@@ -835,6 +859,8 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 			checkpointsRemoveHandler.ServeHTTP(w, r)
 		case CheckpointsRollbackProcedure:
 			checkpointsRollbackHandler.ServeHTTP(w, r)
+		case CheckpointsReopensProcedure:
+			checkpointsReopensHandler.ServeHTTP(w, r)
 		case CheckpointsCloneProcedure:
 			checkpointsCloneHandler.ServeHTTP(w, r)
 		default:
@@ -862,8 +888,12 @@ func (UnimplementedCheckpointsHandler) Remove(context.Context, *connect.Request[
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Remove is not implemented"))
 }
 
-func (UnimplementedCheckpointsHandler) Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.Machine], error) {
+func (UnimplementedCheckpointsHandler) Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Rollback is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Reopens(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Reopens is not implemented"))
 }
 
 func (UnimplementedCheckpointsHandler) Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error) {

@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"vigia/internal/checkpoint"
+	"vigia/internal/convert"
+	"vigia/internal/event"
+	"vigia/internal/inventory"
+	"vigia/internal/policy"
+	"vigia/internal/vm"
+)
+
+// Before a machine is rolled back, what that brings back is told: two disks are compared by a confined process, the one of the
+// checkpoint and the present one. The present state is saved first, whole, and stays as a checkpoint: a rollback takes
+// nothing away that is yet to be looked at. A rule may refuse.
+
+// compareTime bounds a comparison. The longest part is the walk through two file systems.
+const compareTime = 5 * time.Minute
+
+// toldItems bounds the list in an event; all of it is in the answer to who asked.
+const toldItems = 40
+
+// refuse is the response of a rule that forbids a rollback for what it would bring back.
+const refuse = "refuse"
+
+// reopening is what a comparison found.
+type reopening struct {
+	items   []inventory.Item
+	left    checkpoint.Record // of the present state; none where the machine does not run
+	seconds float64
+}
+
+// reopens compares the machine's present disk with a checkpoint's. What can't be read is an item and no error: a rollback must
+// not depend on what a guest made of its disk.
+func (m *machine) reopens(ctx context.Context, to checkpoint.Record, vulnerabilities, label string) (reopening, error) {
+	began := time.Now()
+	var found reopening
+	holes, err := openHoles(vulnerabilities)
+	if err != nil {
+		return found, err
+	}
+	defer closeFiles([]*os.File{holes})
+	if m.running() != nil {
+		found.left, err = m.checkpoint(ctx, label, false)
+	}
+	if err == nil {
+		found.items, err = m.compareDisks(ctx, to, found.left, holes)
+	}
+	if err != nil {
+		if ctx.Err() != nil || errors.Is(err, vm.ErrInvalid) {
+			return found, err
+		}
+		found.items = []inventory.Item{{Kind: "unread", Subject: "the disks", Detail: "could not be compared: " + event.Text([]byte(err.Error())), Severity: inventory.Medium}}
+	}
+	found.seconds = time.Since(began).Seconds()
+	return found, nil
+}
+
+// openHoles opens the file of vulnerabilities that somebody named; nil where nobody did.
+func openHoles(path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("%w: vulnerabilities: %s: use an absolute path on the daemon's host", vm.ErrInvalid, path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: vulnerabilities: %w", vm.ErrInvalid, err)
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("%w: vulnerabilities: %s is no file", vm.ErrInvalid, path)
+	}
+	return f, nil
+}
+
+func (m *machine) compareDisks(ctx context.Context, to, left checkpoint.Record, holes *os.File) ([]inventory.Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, compareTime)
+	defer cancel()
+	then, err := m.openChain(to.Layers)
+	defer func() { closeFiles(then) }()
+	if err != nil {
+		return nil, err
+	}
+	layers := left.Layers
+	if left.ID == "" {
+		layers = m.record().Layers
+	}
+	now, err := m.openChain(layers)
+	defer func() { closeFiles(now) }()
+	if err != nil {
+		return nil, err
+	}
+	var overlay *os.File
+	if left.ID == "" { // it does not run: its disk ends in an overlay that nobody has open
+		unlock, err := m.lock(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+		if m.running() != nil {
+			return nil, fmt.Errorf("%s was started meanwhile: %w: ask again", m.name(), errState)
+		}
+		if overlay, err = os.OpenFile(m.d.files.overlay(m.id()), os.O_RDWR, 0); err != nil {
+			return nil, err
+		}
+		defer overlay.Close()
+	}
+	disks := convert.Disks{Then: then, Now: now, Overlay: overlay, Holes: holes}
+	return m.d.convert.Reopens(ctx, disks)
+}
+
+// openChain opens the image's layers and those named, the lowest first.
+func (m *machine) openChain(layers []string) ([]*os.File, error) {
+	img, err := m.d.images.Get(m.record().Spec.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	files, err := img.OpenDisk()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range layers {
+		f, err := os.Open(m.d.files.layer(name))
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// tellReopens makes the event, and says which rule refuses the rollback because of it.
+func (m *machine) tellReopens(to checkpoint.Record, found reopening) error {
+	count := map[inventory.Severity]int64{}
+	var worst []string
+	for _, i := range found.items {
+		count[i.Severity]++
+		if len(worst) < toldItems {
+			worst = append(worst, event.Text(fmt.Appendf(nil, "%s %s: %s: %.120s", i.Severity, i.Kind, i.Subject, i.Detail)))
+		}
+	}
+	m.d.refusals.forget(m.name())
+	m.d.bus.emit(m.name(), event.CheckpointReopens, event.Fields{"id": string(to.ID), "left": string(found.left.ID), "items": worst, "seconds": found.seconds,
+		"critical": count[inventory.Critical], "high": count[inventory.High], "medium": count[inventory.Medium], "low": count[inventory.Low]})
+	if rule := m.d.refusals.forget(m.name()); rule != "" {
+		return fmt.Errorf("the rule %s refuses to roll %s back, for what that would bring back: %w: see it with: vigia rollback %s %s --dry-run", rule, m.name(), errState, m.name(), to.ID)
+	}
+	return nil
+}
+
+// refusals are the rules that forbid a rollback, by machine.
+type refusals struct{ sync.Map }
+
+// note keeps which rule refuses a machine's rollback: rules are asked while the event is told.
+func (r *refusals) note(p policy.Decision) {
+	if slices.Contains(p.Respond, refuse) {
+		r.Store(p.Machine, p.Rule)
+	}
+}
+
+func (r *refusals) forget(machine string) string {
+	rule, _ := r.LoadAndDelete(machine)
+	text, _ := rule.(string)
+	return text
+}
