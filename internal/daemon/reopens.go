@@ -28,9 +28,6 @@ const compareTime = 5 * time.Minute
 // toldItems bounds the list in an event; all of it is in the answer to who asked.
 const toldItems = 40
 
-// refuse is the response of a rule that forbids a rollback for what it would bring back.
-const refuse = "refuse"
-
 // reopening is what a comparison found.
 type reopening struct {
 	items   []inventory.Item
@@ -163,7 +160,7 @@ type refusals struct{ sync.Map }
 
 // note keeps which rule refuses a machine's rollback: rules are asked while the event is told.
 func (r *refusals) note(p policy.Decision) {
-	if slices.Contains(p.Respond, refuse) {
+	if slices.Contains(p.Respond, policy.Refuse) {
 		r.Store(p.Machine, p.Rule)
 	}
 }

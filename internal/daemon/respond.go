@@ -14,7 +14,7 @@ import (
 )
 
 // Responses are what rules may ask for today.
-var Responses = []string{"alert", "checkpoint", "pause", "quarantine", refuse, "rollback", "stop"}
+var Responses = []string{"alert", "checkpoint", "pause", "quarantine", policy.Refuse, "rollback", "stop"}
 
 // loadRules reads the rules that come with vigia and the owner's. An owner's rule with a shipped rule's id takes its
 // place. A bad rule file ends a start: to run without a rule that somebody relies on would be worse.
@@ -145,7 +145,7 @@ func (d *Daemon) carryOut(ctx context.Context, p policy.Decision, response strin
 }
 
 func (d *Daemon) act(ctx context.Context, p policy.Decision, response string) error {
-	if response == "alert" || response == refuse {
+	if response == "alert" || response == policy.Refuse {
 		return nil // the alert itself is an event; a rollback asks for refusals before it begins
 	}
 	m, err := d.machine(p.Machine)

@@ -170,6 +170,9 @@ func (r *reader) rule(n ast.Node, responses []string) Rule {
 		rule.Every = r.duration(v, "every")
 	}
 	r.responses(m, &rule, responses)
+	if slices.Contains(rule.Respond, Refuse) {
+		rule.Every = 0 // who asks a second time gets the same answer
+	}
 	r.watched(m, &rule)
 	return rule
 }

@@ -123,6 +123,9 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.Reason)
 }
 
+// Refuse is the response that forbids what an event announces, a rollback for one. A rule that has it is never quiet.
+const Refuse = "refuse"
+
 // Problems is the error of Parse: everything that is wrong, in the order of the file.
 type Problems []Problem
 
