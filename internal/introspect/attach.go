@@ -58,6 +58,7 @@ type Guest struct {
 	reference   *kernel.Reference // of the kernel's code; nil: noReference says why
 	noReference error
 	moduleFiles ModuleFiles // nil: none are known
+	textSound   soundText
 
 	scratch [max(maxPath, maxCmdline)]byte // for text on its way to becoming a string
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"time"
 
@@ -132,6 +133,11 @@ func (g *Guest) CheckText(ref *kernel.Reference, files ModuleFiles) ([]Finding, 
 	if err != nil {
 		return nil, TextStats{}, err
 	}
+	g.mu.Lock()
+	if g.textSound.mode = nil; t.stats.Changed == 0 && g.textSound.boot == boot {
+		g.textSound.mode = &t.mode
+	}
+	g.mu.Unlock()
 	t.stats.Took, t.stats.Traced = time.Since(began), t.expect.Traced
 	t.stats.Sites += ref.NumSites()
 	return append(t.findings(), t.found...), t.stats, nil
@@ -150,6 +156,11 @@ func (t *textCheck) prepare() error {
 	t.names = t.textNames()
 	t.mode = patch.Mode{New: t.ref.NewAlternatives(), Features: t.features()}
 	t.expect = patch.Expect{Object: t.object, Mode: &t.mode, Names: &t.names, Env: t}
+	t.textSound.begin(t.boot)
+	if known := t.textSound.mode; known != nil {
+		t.mode = *known
+		return nil
+	}
 	patch.Calibrate(t.object, &t.names, &t.mode, t.Code)
 	return nil
 }
@@ -249,17 +260,47 @@ func (t *textCheck) window(at, end, low, high uint64) error {
 	if read, _ := t.space.ReadSome(run, t.got); read < n {
 		clear(t.got[read:]) // pages that are gone: told as changed
 	}
+	t.stats.Bytes += int(end - at)
+	sum := t.textSound.sum(t.got)
+	if t.textSound.known[at] == sum {
+		t.expect.Traced += t.textSound.traced[at]
+		return nil
+	}
+	traced := t.expect.Traced
 	if !t.expect.Window(run, t.got, t.want) {
 		return fmt.Errorf("%w: it lacks %#x", kernel.ErrReference, at)
 	}
-	t.differ(at+t.boot.Slide, t.got[at-start:][:end-at], t.want[at-start:][:end-at])
-	t.stats.Bytes += int(end - at)
+	if t.differ(at+t.boot.Slide, t.got[at-start:][:end-at], t.want[at-start:][:end-at]) == 0 {
+		t.textSound.known[at], t.textSound.traced[at] = sum, t.expect.Traced-traced
+	} else {
+		delete(t.textSound.known, at)
+	}
 	return nil
 }
 
-// differ notes where got is not want. Runs of changed bytes with few right ones between them are one change.
-func (t *textCheck) differ(addr uint64, got, want []byte) {
+// soundText remembers windows that were found to be as they must be, by a sum of their bytes under a key that the guest
+// can't know: as long as they stay the same they need not be explained again, which is what takes the time.
+type soundText struct {
+	boot   Boot
+	seed   maphash.Seed
+	mode   *patch.Mode       // what the kernel chose, asked again after anything was found
+	known  map[uint64]uint64 // by link address
+	traced map[uint64]int
+}
+
+// begin forgets what was known of another life of the kernel.
+func (s *soundText) begin(boot Boot) {
+	if s.boot != boot || s.known == nil {
+		*s = soundText{boot: boot, seed: maphash.MakeSeed(), known: map[uint64]uint64{}, traced: map[uint64]int{}}
+	}
+}
+
+func (s *soundText) sum(b []byte) uint64 { return maphash.Bytes(s.seed, b) | 1 }
+
+// differ notes where got is not want, and returns how many bytes that are. Runs of changed bytes with few right ones between them are one change.
+func (t *textCheck) differ(addr uint64, got, want []byte) int {
 	const step = 256
+	before := t.stats.Changed
 	for i := 0; i < len(got); i += step {
 		end := min(i+step, len(got))
 		if bytes.Equal(got[i:end], want[i:end]) {
@@ -272,6 +313,7 @@ func (t *textCheck) differ(addr uint64, got, want []byte) {
 			}
 		}
 	}
+	return t.stats.Changed - before
 }
 
 // changed adds the byte at addr+j to the last change, or begins another.

@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vigia/internal/kernel"
 	"vigia/internal/kernel/patch"
@@ -32,7 +35,7 @@ func (f fileTree) Module(name string) ([]byte, error) {
 var savedReferences = map[string]*kernel.Reference{}
 
 // savedCode returns a saved guest with the reference of its kernel and its modules' files.
-func savedCode(t *testing.T, g *Guest, name string) (*kernel.Reference, fileTree) {
+func savedCode(t testing.TB, g *Guest, name string) (*kernel.Reference, fileTree) {
 	about, err := os.Open(filepath.Join(os.Getenv("VIGIA_TEST_SAVED"), name+".txt"))
 	if err != nil {
 		t.Skip(err)
@@ -74,11 +77,17 @@ func savedCode(t *testing.T, g *Guest, name string) (*kernel.Reference, fileTree
 func TestSavedText(t *testing.T) {
 	saved(t, func(t *testing.T, g *Guest) {
 		ref, files := savedCode(t, g, filepath.Base(t.Name()))
+		began := cpu()
 		list, stats, err := g.CheckText(ref, files)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%+v", stats)
+		before := cpu()
+		again, _, err := g.CheckText(ref, nil)
+		t.Logf("%+v; %v of CPU; the kernel again: %v", stats, before-began, cpu()-before)
+		if err != nil || len(again) > 0 {
+			t.Errorf("the second time: %v, %v", again, err)
+		}
 		for _, f := range list {
 			t.Errorf("%s: %s: %s: %x", f.Kind, f.Subject, f.Detail, f.Evidence)
 		}
@@ -97,6 +106,13 @@ func TestSavedText(t *testing.T) {
 		tamperedSites(t, bad, mem, ref)
 		tamperedAnywhere(t, bad, mem, ref, files)
 	})
+}
+
+// cpu is the time that this process has used of the CPU: what a busy machine does not blur.
+func cpu() time.Duration {
+	var r unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &r)
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 // flip changes one byte at a kernel address.

@@ -23,7 +23,7 @@ func decode(b []byte) insn {
 		rexW = b[at]&8 != 0
 		at++
 	}
-	if at >= len(b) {
+	if at >= len(b) || isPrefix(b[at]) {
 		return insn{}
 	}
 	in.op = at
