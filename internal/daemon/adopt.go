@@ -91,6 +91,7 @@ func (d *Daemon) adopt(m *machine) {
 			m.keepRAM(files[0])
 		} else {
 			closeFiles(files)
+			d.log.Warn("a guard does not give its machine's memory", "machine", m.name(), "error", err)
 		}
 	}
 	if err := m.recoverLayers(d.ctx); err != nil {

@@ -117,7 +117,7 @@ func (m *machine) keep(ctx context.Context, qemu *jail.Process) (*keeper, error)
 
 // introduce gives a keeper its machine's memory, and the descriptor that protects it where that can be had.
 func (m *machine) introduce(ctx context.Context, k *keeper, qemu *jail.Process) error {
-	ram, base, private, err := m.memory(qemu.PID)
+	ram, base, private, err := m.memory(qemu)
 	if err != nil {
 		return fmt.Errorf("memory of %s: %w", m.name(), err)
 	}
@@ -143,9 +143,17 @@ func (m *machine) introduce(ctx context.Context, k *keeper, qemu *jail.Process) 
 }
 
 // memory opens the guest's memory for reading, and says where QEMU has mapped it; base is 0 where that can't be seen.
-func (m *machine) memory(pid int) (ram *os.File, base uint64, private bool, err error) {
+func (m *machine) memory(qemu *jail.Process) (ram *os.File, base uint64, private bool, err error) {
+	private, pid := m.private(), qemu.PID
+	if !private {
+		again, err := m.d.openRAM(m, qemu) // also where an earlier daemon's descriptor is gone
+		if err != nil {
+			return nil, 0, false, err
+		}
+		again.Close()
+	}
 	m.mu.Lock()
-	kept, private := m.ram, m.rec.Run != nil && m.rec.Run.PrivateRAM
+	kept := m.ram
 	m.mu.Unlock()
 	if kept == nil {
 		return nil, 0, false, errors.New("it is not at hand")

@@ -4,8 +4,9 @@ import (
 	"errors"
 	"os"
 	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vigia/internal/event"
 	"vigia/internal/introspect"
@@ -214,10 +215,9 @@ func dup(f *os.File) (*os.File, error) {
 	if f == nil {
 		return nil, errors.New("no memory was given")
 	}
-	fd, err := syscall.Dup(int(f.Fd()))
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0) // dup(2) is not allowed here
 	if err != nil {
 		return nil, err
 	}
-	syscall.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
