@@ -2,8 +2,10 @@ package introspect
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // Kinds of findings of executable memory.
@@ -18,7 +20,13 @@ type leaf struct {
 	writable bool
 }
 
-func (l leaf) end() uint64 { return l.va + l.size }
+// end is the address behind it; of the last page there is, its last byte.
+func (l leaf) end() uint64 {
+	if end := l.va + l.size; end > l.va || l.size == 0 {
+		return end
+	}
+	return ^uint64(0)
+}
 
 const (
 	maxTables   = 1 << 17 // of the kernel's page tables that are looked into: 64 GiB in pages of 4 KiB
@@ -110,6 +118,7 @@ type owners struct {
 	*Guest
 	code  *codeMap
 	packs []leaf // of BPF programs
+	spans []leaf // all of these
 	real  leaf   // the real-mode code that other CPUs start in
 	buf   [4096]byte
 }
@@ -118,6 +127,7 @@ func (g *Guest) newOwners(m *codeMap, leaves []leaf) *owners {
 	o := &owners{Guest: g, code: m}
 	o.findPacks(leaves)
 	o.findReal()
+	o.spread()
 	return o
 }
 
@@ -136,19 +146,22 @@ func (o *owners) findPacks(leaves []leaf) {
 	}
 	_ = o.walk(head+o.boot.Slide, func(node uint64) error {
 		p, err := o.space.U64(node - list + ptr)
-		if err != nil || len(o.packs) > maxMade {
-			return ErrTorn
+		if err != nil || len(o.packs) >= maxPacks {
+			return ErrEndless
 		}
-		for _, l := range leaves {
-			if p >= l.va && p < l.end() {
-				o.pack(p, min(l.end(), p+maxPack), node-list+bits)
-			}
+		i, exact := slices.BinarySearchFunc(leaves, p, func(l leaf, va uint64) int { return cmp.Compare(l.va, va) })
+		if !exact {
+			i--
+		}
+		if i >= 0 && p < leaves[i].end() {
+			o.pack(p, min(leaves[i].end(), p+maxPack), node-list+bits)
 		}
 		return nil
 	})
 }
 
 const (
+	maxPacks  = 1024
 	maxPack   = 2 << 20
 	packChunk = 64 // bytes that a bit of a pack's bitmap stands for
 )
@@ -214,30 +227,16 @@ func (o *owners) findReal() {
 	}
 }
 
-// owned reports whether a page of 4 KiB belongs to somebody.
-func (o *owners) owned(va uint64) bool {
-	if findPage(o.code.runs, va) >= 0 {
-		return true
-	}
-	if va >= o.real.va && va < o.real.end() {
-		return true
-	}
-	for _, p := range o.packs {
-		if va >= p.va && va < p.end() {
-			return true
+// spread joins all that belongs to somebody to stretches of whole pages, by address.
+func (o *owners) spread() {
+	o.spans = append(slices.Clone(o.packs), o.real)
+	for _, r := range o.code.runs {
+		if r.owner != ownerFreed && r.end > r.start {
+			start := r.start &^ 4095
+			o.spans = append(o.spans, leaf{va: start, size: (r.end+4095)&^4095 - start})
 		}
 	}
-	return false
-}
-
-// findPage returns the number of a run that shares a page with va; -1: none.
-func findPage(runs []code, va uint64) int {
-	for i := range runs {
-		if r := &runs[i]; r.owner != ownerFreed && va < (r.end+4095)&^4095 && va >= r.start&^4095 {
-			return i
-		}
-	}
-	return -1
+	slices.SortFunc(o.spans, func(a, b leaf) int { return cmp.Compare(a.va, b.va) })
 }
 
 // only reports whether n bytes all have one value.
@@ -278,20 +277,24 @@ func (g *Guest) CheckExecutable() (found []Finding, pages int, err error) {
 // unowned tells the stretches of l that belong to nobody.
 func (o *owners) unowned(l leaf) []Finding {
 	var out []Finding
-	start := uint64(0)
-	for va := l.va; ; va += 4096 {
-		done := va >= l.end()
-		if free := !done && !o.owned(va); free && start == 0 {
-			start = va
-		} else if !free && start != 0 {
-			part := leaf{va: start, size: va - start}
-			out = append(out, o.execFinding(KindCodeUnowned, part, "executable memory of the kernel's that is not its text, no module's, and not in its lists of code that it has made"))
-			start = 0
-		}
-		if done || len(out) > maxUnowned {
-			return out
+	free := func(from, to uint64) {
+		if from < to && len(out) < maxUnowned {
+			out = append(out, o.execFinding(KindCodeUnowned, leaf{va: from, size: to - from},
+				"executable memory of the kernel's that is not its text, no module's, and not in its lists of code that it has made"))
 		}
 	}
+	at := l.va
+	for _, s := range o.spans {
+		if s.va >= l.end() {
+			break
+		}
+		if s.end() > at {
+			free(at, s.va)
+			at = max(at, s.end())
+		}
+	}
+	free(at, l.end())
+	return out
 }
 
 func (g *Guest) execFinding(kind string, l leaf, why string) Finding {

@@ -164,16 +164,16 @@ func (t *textCheck) gaps(m *loadedModule, code []kernel.Segment) {
 	at := m.start
 	slices.SortFunc(code, func(a, b kernel.Segment) int { return cmp.Compare(a.Addr, b.Addr) })
 	check := func(to uint64) {
-		if to <= at || to-at > maxModuleSize {
-			return
+		for end := at; at < to && to-at <= maxModuleSize && t.meter.left > 0; at = end {
+			end = min(at+textWindow, to)
+			n := int(end - at)
+			t.got, t.want = slices.Grow(t.got[:0], n)[:n], slices.Grow(t.want[:0], n)[:n]
+			clear(t.want)
+			if read, _ := t.space.ReadSome(at, t.got); read < n {
+				clear(t.got[read:])
+			}
+			t.differ(at, t.got, t.want)
 		}
-		n := int(to - at)
-		t.got, t.want = slices.Grow(t.got[:0], n)[:n], slices.Grow(t.want[:0], n)[:n]
-		clear(t.want)
-		if read, _ := t.space.ReadSome(at, t.got); read < n {
-			clear(t.got[read:])
-		}
-		t.differ(at, t.got, t.want)
 	}
 	for _, s := range code {
 		if s.Addr >= m.start && s.End() <= m.end {
