@@ -399,7 +399,7 @@ func openVolume(ctx context.Context, state, target string) (*os.File, error) {
 	if m, err := api.Dial(state).Machines.Show(ctx, connect.NewRequest(&vigiav1.MachineRequest{Name: target})); err == nil {
 		id = m.Msg.Id
 	}
-	for _, path := range []string{target, filepath.Join(state, "machines", id, "overlay.vol"), filepath.Join(state, "images", target, "disk.layer")} {
+	for _, path := range []string{target, filepath.Join(state, "machines", id, "overlay.vol"), filepath.Join(state, "images", target, "disk.layer"), filepath.Join(state, "layers", target+".vol")} {
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 			return os.Open(path)
 		}

@@ -115,6 +115,7 @@ var questions = []question{
 	{"control groups", (*Host).findGroups},
 	{"confinement", (*Host).findConfinement},
 	{"ptrace scope", (*Host).findPtrace},
+	{"checkpoints", (*Host).findProtection},
 	{"probe plugin", (*Host).findPluginHere},
 	{"image tools", (*Host).findTools},
 	{"subordinate ids", (*Host).findSubIDs},
