@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"encoding/binary"
+	"strings"
 	"vigia/internal/kernel"
 	"vigia/internal/kernel/patch"
 )
@@ -270,12 +272,36 @@ func (t *textCheck) window(at, end, low, high uint64) error {
 	if !t.expect.Window(run, t.got, t.want) {
 		return fmt.Errorf("%w: it lacks %#x", kernel.ErrReference, at)
 	}
+	t.tracerCalls(run, t.got, t.want)
 	if t.differ(at+t.boot.Slide, t.got[at-start:][:end-at], t.want[at-start:][:end-at]) == 0 {
 		t.textSound.known[at], t.textSound.traced[at] = sum, t.expect.Traced-traced
 	} else {
 		delete(t.textSound.known, at)
 	}
 	return nil
+}
+
+// tracerCalls expects what the function tracer's own entry points call, in the code from run on: whoever the tracer has made
+// its function (CheckFtrace looks at whose that is), or one of the functions by which it finds those who are registered.
+func (t *textCheck) tracerCalls(run uint64, got, want []byte) {
+	var function uint64
+	if at, err := t.profile.Symbol("ftrace_trace_function"); err == nil {
+		function, _ = t.space.U64(at + t.boot.Slide)
+	}
+	for _, name := range []string{"ftrace_call", "ftrace_regs_call"} {
+		at, err := t.profile.Symbol(name)
+		at += t.boot.Slide
+		if err != nil || at < run || at-run > uint64(len(got)) || uint64(len(got))-(at-run) < 5 {
+			continue
+		}
+		call := got[at-run:][:5]
+		target := at + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(call[1:]))))
+		s, offset, ok := t.profile.SymbolAt(target - t.boot.Slide)
+		tracers := strings.HasPrefix(s.Name, "ftrace_") || strings.HasPrefix(s.Name, "arch_ftrace_")
+		if call[0] == 0xe8 && ok && offset == 0 && t.code.at(target).owner == ownerKernel && (target == function || tracers) {
+			copy(want[at-run:], call)
+		}
+	}
 }
 
 // soundText remembers windows that were found to be as they must be, by a sum of their bytes under a key that the guest
