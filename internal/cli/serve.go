@@ -49,7 +49,7 @@ func (a *app) serveCmd() *cobra.Command {
 	c.Flags().StringVar(&o.Accelerator, "accelerator", "auto", "auto, kvm or tcg")
 	c.Flags().StringVar(&o.Rules, "rules", "", "`directory` of rules (default: rules in the state directory)")
 	c.Flags().StringVar(&day, "day-budget", "256M", "`size` that the events of one machine may take of the ledger in a day; beyond it they are summed; 0: no bound")
-	c.Flags().DurationVar(&o.CheckEvery, "check-every", time.Second, "how often to make the cheap checks of `vigia check` in each machine; 0: never")
+	c.Flags().DurationVar(&o.CheckEvery, "check-every", time.Second, "how often to make the cheap checks of `vigia check` in each machine that works; one that rests: up to five times as rarely; 0: never")
 	c.Flags().DurationVar(&o.CheckFullEvery, "check-full-every", time.Minute, "how often to make all of them; 0: never")
 	return c
 }

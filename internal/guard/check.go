@@ -20,11 +20,16 @@ type checker struct {
 	inside introspect.Inside
 	// processor may be nil.
 	processor introspect.Processor
+	// worked says whether the guest has done anything to speak of since it was last asked; nil: it always has.
+	worked func() bool
+	// shrink gives back what a round has made resident; whole after all checks. It may be nil.
+	shrink func(whole bool)
 
 	mu      sync.Mutex
 	guest   *introspect.Guest
 	rounds  *introspect.Checker
 	changes introspect.Changes
+	found   bool // something new, in the last round
 
 	schedule chan link.CheckSchedule
 }
@@ -34,16 +39,41 @@ func newChecker(v *views, emit func(event.Kind, event.Fields), inside introspect
 	return &checker{attach: v.attach, heard: v.heard, emit: emit, inside: inside, schedule: make(chan link.CheckSchedule)}
 }
 
+// restShare is how many times as long a guest that rests is left alone: five seconds, and five minutes for all checks, at the
+// daemon's own pace.
+const restShare = 5
+
+// turns counts the rounds that a guest was spared because it had rested.
+type turns struct{ spared int }
+
+func (t *turns) due(worked bool) bool {
+	if !worked && t.spared < restShare-1 {
+		t.spared++
+		return false
+	}
+	t.spared = 0
+	return true
+}
+
 // run keeps the schedule until ctx ends. A round that takes longer than its period is followed by the next at once, and
 // no more than one waits.
 func (c *checker) run(ctx context.Context, s link.CheckSchedule) {
 	cheap, full := newTicker(s.Every), newTicker(s.FullEvery)
+	var some, all turns
+	busy := false // since all checks were last made
 	for {
 		select {
 		case <-cheap.tick:
-			c.scheduled(false)
+			now := c.busy()
+			busy = busy || now
+			if some.due(now) {
+				c.scheduled(false)
+			}
 		case <-full.tick:
-			c.scheduled(true)
+			if all.due(c.busy() || busy) {
+				busy = false
+				c.scheduled(true)
+			}
 		case s = <-c.schedule:
 			cheap.stop()
 			full.stop()
@@ -54,6 +84,14 @@ func (c *checker) run(ctx context.Context, s link.CheckSchedule) {
 			return
 		}
 	}
+}
+
+// busy says whether there may be something to find: the guest has worked, or the last round found something and it may go on.
+func (c *checker) busy() bool {
+	c.mu.Lock()
+	found := c.found
+	c.mu.Unlock()
+	return c.worked == nil || c.worked() || found
 }
 
 // ticker is a time.Ticker that a period of 0 keeps silent.
@@ -95,13 +133,21 @@ func (c *checker) round(full bool) (introspect.Report, error) {
 	if guest != c.guest {
 		c.guest, c.rounds = guest, introspect.NewChecker(guest, c.inside)
 		c.rounds.Processor = c.processor
+		if c.shrink != nil {
+			c.rounds.Between = func() { c.shrink(false) }
+		}
 	}
 	r, err := c.rounds.Run(full)
 	c.heard(err)
+	if c.shrink != nil {
+		c.shrink(full)
+	}
 	if err != nil {
 		return introspect.Report{}, err
 	}
-	for _, f := range c.changes.New(r) {
+	list := c.changes.New(r)
+	c.found = len(list) > 0
+	for _, f := range list {
 		kind, fields := findingEvent(f)
 		c.emit(kind, fields)
 	}

@@ -40,6 +40,8 @@ type Guard struct {
 	measures []link.Measure
 	version  string
 
+	footprint link.Footprint
+
 	mu         sync.Mutex
 	configured bool
 	cfg        link.GuardConfig
@@ -73,6 +75,7 @@ func Main(version string) error {
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
+	g.footprint = footprint
 	footprint.TrimLater(g.trim)
 	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
 	g.flood.Waiting = g.out.Holder()
@@ -81,6 +84,15 @@ func Main(version string) error {
 		return err
 	}
 	return w.Serve(g.ctx, l)
+}
+
+// shrink gives back what a round of checks has made resident. All of them leave garbage too, which is collected then: a collection
+// brings in much of the program, which is given back after it.
+func (g *Guard) shrink(whole bool) {
+	if g.views.trim(); whole {
+		debug.FreeOSMemory()
+		g.footprint.Trim()
+	}
 }
 
 // trim gives back what looking at the guest has made resident: its memory and its kernel's profile.
@@ -205,11 +217,12 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.console.lines.waiting = g.out.Holder()
 	go g.console.run()
 	g.checker = newChecker(g.views, g.told, newInside(g.agent))
-	g.checker.processor = processor{g}
+	g.checker.processor, g.checker.shrink = processor{g}, g.shrink
 	go g.sampler.run(g.ctx)
-	go g.checker.run(g.ctx, g.cfg.Check)
 	g.prober = g.newProber(g.cfg, files[link.FileProbe])
-	g.prober.sampler.Ran = g.sampler.clock.ran()
+	g.prober.sampler.Used = g.sampler.clock.used()
+	g.checker.worked = g.newWork().worked
+	go g.checker.run(g.ctx, g.cfg.Check)
 	g.prober.run(g)
 	go g.connectMonitor(qmp)
 	return nil

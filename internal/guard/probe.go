@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -21,12 +20,14 @@ type prober struct {
 	slow    *eyes  // the sampler's
 	why     string // why there is no watcher
 	list    atomic.Pointer[watchlist]
+	stirred atomic.Bool // something was told since it was last asked
 }
 
 // newProber makes a prober. page is what QEMU's plugin shares, or nil, with the reason in cfg.
 func (g *Guard) newProber(cfg link.GuardConfig, page *os.File) (p *prober) {
 	pace := probe.NewPace(g.out.Emit, g.flood)
 	emit := func(kind event.Kind, fields event.Fields) {
+		p.stirred.Store(true)
 		if kind != event.FileOpened {
 			pace.Emit(kind, fields)
 			return
@@ -51,6 +52,9 @@ func (g *Guard) newProber(cfg link.GuardConfig, page *os.File) (p *prober) {
 		}
 	}
 	p.sampler = probe.NewSampler(p.sampled, emit)
+	if p.watcher != nil {
+		p.sampler.Verify(p.watcher.Heard)
+	}
 	return p
 }
 
@@ -89,6 +93,9 @@ func (p *prober) rebooted() {
 }
 
 func (p *prober) state() string {
+	if p.watcher != nil && p.sampler.Silenced() {
+		return "sampled: the plugin does not tell of all that the guest's kernel counts"
+	}
 	if p.watcher != nil {
 		return p.watcher.State()
 	}
@@ -98,18 +105,13 @@ func (p *prober) state() string {
 	return "sampled: " + p.why
 }
 
-var errProbed = errors.New("the plugin tells")
-
 // held are the eyes for a CPU that waits: they look for the guest's kernel at once.
 func (p *prober) held() (probe.Eyes, error) {
 	return p.fast, p.fast.attach(probeRetry)
 }
 
-// sampled are the eyes for a sampler. It rests where the plugin tells everything.
+// sampled are the eyes for a sampler.
 func (p *prober) sampled() (probe.Guest, error) {
-	if p.watcher != nil && p.watcher.Alive() {
-		return nil, errProbed
-	}
 	return p.slow, p.slow.attach(attachRetry)
 }
 

@@ -40,46 +40,45 @@ func (c *vcpuClock) set(files []*os.File) {
 	}
 }
 
-// read returns the sum over all threads; ok is false while there is nothing to read.
-func (c *vcpuClock) read() (time.Duration, bool) {
+// read returns the sums over all threads; ok is false while there is nothing to read.
+func (c *vcpuClock) read() (ran, waited time.Duration, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var sum time.Duration
 	var buf [128]byte
 	for _, f := range c.files {
 		n, err := f.ReadAt(buf[:], 0)
 		if n == 0 && err != nil {
-			return 0, false
+			return 0, 0, false
 		}
-		d, ok := parseSchedstat(string(buf[:n]))
+		r, w, ok := parseSchedstat(string(buf[:n]))
 		if !ok {
-			return 0, false
+			return 0, 0, false
 		}
-		sum += d
+		ran, waited = ran+r, waited+w
 	}
-	return sum, len(c.files) > 0
+	return ran, waited, len(c.files) > 0
 }
 
-// ran says, each time it is asked, whether the virtual CPUs have run since; also if nobody can tell. A thread that runs at this
+// used says, each time it is asked, how long the virtual CPUs have run since, where that can be told. A thread that runs at this
 // moment may be found out the next time only, when the host has counted it.
-func (c *vcpuClock) ran() func() bool {
+func (c *vcpuClock) used() func() (time.Duration, bool) {
 	var last time.Duration
-	return func() bool {
-		now, ok := c.read()
-		moved := !ok || now != last
+	return func() (time.Duration, bool) {
+		now, _, ok := c.read()
+		used := now - last
 		last = now
-		return moved
+		return used, ok && used >= 0
 	}
 }
 
-func parseSchedstat(s string) (time.Duration, bool) {
+func parseSchedstat(s string) (ran, waited time.Duration, ok bool) {
 	words := strings.Fields(s)
 	if len(words) < 2 {
-		return 0, false
+		return 0, 0, false
 	}
-	run, err1 := strconv.ParseUint(words[0], 10, 63)
-	wait, err2 := strconv.ParseUint(words[1], 10, 63)
-	return time.Duration(run + wait), err1 == nil && err2 == nil
+	run, err1 := strconv.ParseUint(words[0], 10, 62)
+	wait, err2 := strconv.ParseUint(words[1], 10, 62)
+	return time.Duration(run), time.Duration(wait), err1 == nil && err2 == nil
 }
 
 // busiest names the guest's process that took the most CPU since the last call.
@@ -123,10 +122,11 @@ func (s *sampler) run(ctx context.Context) {
 }
 
 func (s *sampler) sample(now time.Time) {
-	clock, ok := s.clock.read()
+	ran, waited, ok := s.clock.read()
 	if !ok {
 		return
 	}
+	clock := ran + waited
 	period := now.Sub(s.lastTime)
 	used := clock - s.lastClock
 	first := s.lastTime.IsZero() || used < 0

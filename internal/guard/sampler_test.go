@@ -60,31 +60,29 @@ func TestLoadIsTakenFromTheThreadsAndTheirWait(t *testing.T) {
 	}
 }
 
-// TestRan: a guest whose clock stands has not run; one whose clock nobody can read may have.
-func TestRan(t *testing.T) {
+// TestUsed: the clock of a guest that has not run stands, though it waited; where nobody can read it nothing is known.
+func TestUsed(t *testing.T) {
 	var c vcpuClock
-	ran := c.ran()
-	if !ran() || !ran() {
-		t.Error("without a clock: it stands")
+	used := c.used()
+	if _, known := used(); known {
+		t.Error("known without a clock")
 	}
 	f := filepath.Join(t.TempDir(), "schedstat")
-	write := func(text string) {
-		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("100 20 3\n")
-	file, err := os.Open(f)
+	file, err := os.Create(f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.set([]*os.File{file})
 	defer c.set(nil)
-	if !ran() || ran() {
-		t.Error("at 120 once, then no further")
-	}
-	write("100 21 3\n")
-	if !ran() || ran() {
-		t.Error("at 121 once, then no further")
+	for _, step := range []struct {
+		text string
+		used time.Duration
+	}{{"100 20 3\n", 100}, {"100 20 3\n", 0}, {"100 29 3\n", 0}, {"130 29 4\n", 30}} {
+		if err := os.WriteFile(f, []byte(step.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, known := used(); got != step.used || !known {
+			t.Errorf("%q: %v %v, want %v", step.text, got, known, step.used)
+		}
 	}
 }

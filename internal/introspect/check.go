@@ -84,6 +84,8 @@ type Checker struct {
 	checks []check
 	// Processor, where it is set, is asked for what no memory holds.
 	Processor Processor
+	// Between, where it is set, is called between two checks of a round of all of them: to give back what they have looked at.
+	Between func()
 
 	mu      sync.Mutex
 	boot    Boot
@@ -127,6 +129,9 @@ func (c *Checker) Run(full bool) (Report, error) {
 			continue
 		}
 		res, err := c.confirmed(k)
+		if full && c.Between != nil {
+			c.Between()
+		}
 		if errors.Is(err, ErrNotReady) {
 			return Report{}, err
 		}

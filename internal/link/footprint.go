@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -48,11 +49,13 @@ func NewFootprint() Footprint {
 	return f
 }
 
-// TrimLater gives the pages back now and then. more gives back what the worker has mapped itself; it may be nil.
+// TrimLater gives the pages back now and then, and has the runtime keep the number of processors that it began with: it would
+// otherwise wake each second to ask whether there are more. more gives back what the worker has mapped itself; it may be nil.
 func (f Footprint) TrimLater(more func()) {
 	if more == nil {
 		more = func() {}
 	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	go func() {
 		ticks := time.NewTicker(trimEvery)
 		for n := 1; ; n++ {
@@ -61,12 +64,13 @@ func (f Footprint) TrimLater(more func()) {
 				debug.FreeOSMemory()
 			}
 			more()
-			f.trim()
+			f.Trim()
 		}
 	}()
 }
 
-func (f Footprint) trim() {
+// Trim gives the program's pages back.
+func (f Footprint) Trim() {
 	for _, m := range f.mappings {
 		// The pages are a file's and unchanged: what is dropped is read again from the page cache when touched.
 		unix.Syscall(unix.SYS_MADVISE, m[0], m[1]-m[0], unix.MADV_DONTNEED)

@@ -136,6 +136,12 @@ func (p *page) release(at int, held uint32) bool {
 	return true
 }
 
+// ring wakes the reader, as a plugin would.
+func (p *page) ring() {
+	atomic.AddUint32(p.word(atBell), 1)
+	futexWake(p.word(atBell))
+}
+
 // rings waits for a hit, a little while at most.
 func (p *page) rings(last uint32, most time.Duration) {
 	p.put32(atAsleep, 1)

@@ -17,12 +17,14 @@ type told struct {
 	settle func()
 }
 
+const pointForked = "schedule_tail"
+
 // points are in kernels from 6.1 to 6.12 at least, each called on every way to what it tells: proc_*_connector and
 // taskstats_exit are there for telling others, whether or not anybody listens. One that a kernel lacks is left out, and
 // said to be. A kernel function's arguments can't be had (plugin API 1 shows no registers), so each point is one where the
 // task itself, or what it points to, tells what is done.
 var points = []point{
-	{symbol: "schedule_tail", tell: (*Watcher).forked},                      // the first that a new task does; it is the current one
+	{symbol: pointForked, tell: (*Watcher).forked},                          // the first that a new task does; it is the current one
 	{symbol: "proc_exec_connector", tell: (*Watcher).started},               // the new program is in place, its arguments too
 	{symbol: "taskstats_exit", tell: (*Watcher).exited},                     // exit_code is set, the address space still there
 	{symbol: "proc_id_connector", tell: (*Watcher).credentials},             // after user or group ids changed

@@ -3,10 +3,11 @@
 //
 // # Sampling
 //
-// A [Sampler] looks many times a second, under any accelerator. Two counters of the kernel's own tell it at the cost of
-// three reads whether anything came or went; only then, and as far as one hundredth of a core allows, it walks the list
-// of processes and tells the differences. What lived shorter than a period it can't see, but the counter of forks has it:
-// the number is told as process.missed.
+// A [Sampler] looks many times a second, under any accelerator, and less often at a guest that rests. Counters of the
+// kernel's own tell it at the cost of three reads whether anything came or went; where the guest's processors ran it walks
+// the list of processes, as far as one hundredth of a core allows, and tells the differences. What lived shorter than a
+// period it can't see, but the counter of forks has it: the number is told as process.missed. Where a [Watcher] tells all
+// there is, the sampler only holds that against the counters.
 //
 // # What is told
 //

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"time"
 
@@ -11,22 +12,29 @@ import (
 )
 
 const (
-	// SamplePeriod is how often a guest is looked at.
+	// SamplePeriod is how often a guest is looked at that works, calmPeriod how often one that has hardly done so in its last calmLooks:
+	// its virtual CPUs ran for less than one part in calmShare of the time, and no task came or went. To wake is what a look costs.
 	SamplePeriod = 20 * time.Millisecond
+	calmPeriod   = 100 * time.Millisecond
+	calmLooks    = 10
+	calmShare    = 50
 	// share of one core that looking may take: a look that costs c is followed by none for share×c.
 	share = 125
 	// stillPeriod is how often one is looked at that does not run.
 	stillPeriod = time.Second
 	// absentPeriod is how often a guest whose kernel is not there (yet) is looked for.
 	absentPeriod = 250 * time.Millisecond
+	// toldPeriod is how often what somebody else tells is held against the kernel's own count.
+	toldPeriod = 2 * time.Second
 	// maxKnown bounds what is kept of a guest's processes. A guest of ordinary size has room for 32,768.
 	maxKnown = 1 << 16
 )
 
 // Sampler finds out by looking again and again. It is for one goroutine.
 type Sampler struct {
-	// Ran says whether the guest has run since it was last asked: what has not run has not changed. It may be nil.
-	Ran func() bool
+	// Used says how long the guest's virtual CPUs have run since it was last asked, where that is known: what has not run has not
+	// changed. It may be nil.
+	Used func() (time.Duration, bool)
 
 	guest func() (Guest, error) // that there is now
 	emit  Emit
@@ -39,9 +47,13 @@ type Sampler struct {
 	due     time.Time // of the next walk
 	late    time.Time // when there is one even if the guest seems not to have run
 	ran     bool      // since the last walk
-	owed    int64     // tasks that the kernel has counted and nobody has seen; less those seen before they were counted
-	before  int64     // owed, a walk ago
-	churn   bool      // threads have ended since something was told as missed
+	looked  time.Time // when Used was last asked
+	calm    int       // looks in a row at a guest that hardly works
+	last    Pulse     // at the last look
+	teller  teller
+	owed    int64 // tasks that the kernel has counted and nobody has seen; less those seen before they were counted
+	before  int64 // owed, a walk ago
+	churn   bool  // threads have ended since something was told as missed
 
 	missed   int64 // and not yet told
 	reported time.Time
@@ -67,10 +79,8 @@ func NewSampler(guest func() (Guest, error), emit Emit) *Sampler {
 	return &Sampler{guest: guest, emit: emit}
 }
 
-// Run samples until ctx ends. It keeps its thread, whose clock says what looking costs.
+// Run samples until ctx ends.
 func (s *Sampler) Run(ctx context.Context) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -79,16 +89,29 @@ func (s *Sampler) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		wait := SamplePeriod
-		begin := threadTime()
-		walked, err := s.Look(time.Now())
-		if err != nil {
-			wait = absentPeriod
-		} else if walked {
-			s.due = time.Now().Add((threadTime() - begin) * share)
-		}
-		timer.Reset(wait)
+		timer.Reset(s.turn())
 	}
+}
+
+// turn looks once and returns when to look again. The thread's clock says what looking costs; to keep the thread in between too
+// would take two more wakings a look.
+func (s *Sampler) turn() time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	begin := threadTime()
+	walked, err := s.Look(time.Now())
+	switch {
+	case errors.Is(err, ErrTold):
+		return toldPeriod
+	case err != nil:
+		return absentPeriod
+	case walked:
+		s.due = time.Now().Add((threadTime() - begin) * share)
+	}
+	if s.calm >= calmLooks {
+		return calmPeriod
+	}
+	return SamplePeriod
 }
 
 func threadTime() time.Duration {
@@ -103,15 +126,23 @@ func threadTime() time.Duration {
 func (s *Sampler) Look(now time.Time) (walked bool, err error) {
 	guest, err := s.guest()
 	if err != nil {
-		s.known = nil // what comes is not what was
+		s.known, s.calm = nil, 0 // what comes is not what was
 		return false, err
 	}
-	s.ran = s.ran || s.Ran == nil || s.Ran() // asked before anything is read
+	busy := s.worked(now) // asked before anything is read
 	pulse, err := guest.Pulse()
 	if err != nil {
 		return false, err
 	}
+	if s.told(pulse) {
+		s.known, s.calm = nil, 0
+		return false, ErrTold
+	}
 	fresh := s.known == nil || pulse.Life != s.pulse.Life
+	if s.calm++; busy || pulse != s.last {
+		s.calm = 0
+	}
+	s.last = pulse
 	if !fresh && pulse.Module != s.pulse.Module {
 		s.loaded(guest)
 	}
@@ -136,6 +167,17 @@ func (s *Sampler) Look(now time.Time) (walked bool, err error) {
 		s.account(forks - seen)
 	}
 	return true, nil
+}
+
+// worked says whether the guest's virtual CPUs did more since the last look than a guest that rests.
+func (s *Sampler) worked(now time.Time) bool {
+	used, known := time.Duration(0), false
+	if s.Used != nil {
+		used, known = s.Used()
+	}
+	since := now.Sub(s.looked)
+	s.looked, s.ran = now, s.ran || !known || used > 0
+	return !known || used > since/calmShare
 }
 
 // begin takes what there is as given: it began before anybody looked.

@@ -169,7 +169,12 @@ func TestStillGuest(t *testing.T) {
 	s.fork(1)
 	sampler := NewSampler(func() (Guest, error) { return s, nil }, func(event.Kind, event.Fields) {})
 	ran := false
-	sampler.Ran = func() bool { return ran }
+	sampler.Used = func() (time.Duration, bool) {
+		if ran {
+			return time.Microsecond, true
+		}
+		return 0, true
+	}
 	at := time.Unix(100, 0)
 	for i, c := range []struct {
 		after time.Duration
@@ -191,5 +196,81 @@ func TestStillGuest(t *testing.T) {
 		if walked, err := sampler.Look(at); err != nil || walked != c.want {
 			t.Errorf("look %d: walked %v, want %v: %v", i, walked, c.want, err)
 		}
+	}
+}
+
+// TestCalmGuest: a guest that hardly works is looked at less often after a while, and at once as often as before when it does.
+func TestCalmGuest(t *testing.T) {
+	s := &scene{pulse: Pulse{Life: 1, Forks: 100, Counted: true}, who: map[int64]Process{}}
+	s.fork(1)
+	sampler := NewSampler(func() (Guest, error) { return s, nil }, func(event.Kind, event.Fields) {})
+	used, known := time.Duration(0), true
+	sampler.Used = func() (time.Duration, bool) { return used, known }
+	turns := func(n int, want time.Duration) {
+		t.Helper()
+		for range n {
+			sampler.looked = time.Now().Add(-SamplePeriod) // so long ago, whatever the host is busy with
+			if got := sampler.turn(); got != want {
+				t.Fatalf("looks again after %v, want %v", got, want)
+			}
+		}
+	}
+	turns(calmLooks, SamplePeriod)
+	turns(3, calmPeriod)
+	used = time.Hour
+	turns(1, SamplePeriod)
+	used = time.Microsecond
+	turns(calmLooks-1, SamplePeriod)
+	turns(1, calmPeriod)
+	s.fork(2)
+	turns(1, SamplePeriod)
+	turns(calmLooks-1, SamplePeriod)
+	turns(1, calmPeriod)
+	known = false
+	turns(1, SamplePeriod)
+}
+
+// TestPluginSilenced: while the plugin tells of what the kernel counts there is nothing to sample; once it does not, that is told and
+// the sampler looks; when it is heard again, it rests.
+func TestPluginSilenced(t *testing.T) {
+	s := &scene{pulse: Pulse{Life: 1, Forks: 100, Counted: true}, who: map[int64]Process{}}
+	s.fork(1)
+	var missed []int64
+	sampler := NewSampler(func() (Guest, error) { return s, nil }, func(kind event.Kind, f event.Fields) {
+		if kind == event.ProcessMissed {
+			missed = append(missed, f["count"].(int64))
+		}
+	})
+	heard, alive := uint64(7), true
+	sampler.Verify(func() (uint64, bool) { return heard, alive })
+	look := func(forks, told uint64, rests bool) {
+		t.Helper()
+		s.pulse.Forks, heard = s.pulse.Forks+forks, heard+told
+		if _, err := sampler.Look(time.Now()); errors.Is(err, ErrTold) != rests || sampler.Silenced() == (rests && alive) {
+			t.Fatalf("after %d tasks, of which %d were told: %v, silenced: %v", forks, told, err, sampler.Silenced())
+		}
+	}
+	look(0, 0, true)
+	look(5, 5, true)
+	look(1, 0, true) // it is counted, and has not run yet
+	look(0, 1, true)
+	look(0, 0, true)
+	look(900, 300, true) // a storm
+	look(0, 600, true)
+	if missed != nil {
+		t.Fatalf("missed %v", missed)
+	}
+	look(2, 0, true)
+	look(0, 0, true)
+	look(1, 0, false)
+	look(1, 0, false)
+	look(0, 0, false)
+	if !slices.Equal(missed, []int64{3}) {
+		t.Errorf("missed %v", missed)
+	}
+	look(1, 1, true)
+	alive = false
+	if _, err := sampler.Look(time.Now()); err != nil {
+		t.Errorf("without a plugin: %v", err)
 	}
 }

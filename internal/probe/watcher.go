@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vigia/internal/event"
@@ -55,7 +57,10 @@ type Connection struct{ Protocol, Local, Remote string }
 type ids struct{ uid, euid int64 }
 
 const (
+	// tendPeriod is how often a watcher looks after what nobody rings for; up to calmTend where nothing rang and all was well. Each wait
+	// costs more than it seems: a thread that waits in a system call is watched by the runtime for its first ten milliseconds.
 	tendPeriod = time.Second
+	calmTend   = 5 * time.Second
 	maxIDs     = 1 << 17
 	maxBlind   = 64
 )
@@ -79,6 +84,8 @@ type Watcher struct {
 	sink   func(Called) // nil: nobody traces
 	blind  int          // looks in a row at which a kernel was there and could not be understood
 	broken error        // why nothing is probed any more
+
+	heard atomic.Uint64 // tasks that began
 
 	ids  map[int64]ids
 	life uint64
@@ -147,6 +154,7 @@ func (w *Watcher) Watch(paths []string, meant func(string) (string, bool)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.paths, w.sieve, w.stale = meant, anchors(paths), true
+	w.page.ring()
 }
 
 func (w *Watcher) meant(path string) (string, bool) {
@@ -161,6 +169,7 @@ func (w *Watcher) Rebooted() {
 	defer w.mu.Unlock()
 	w.page.put64(atSlide, slideUnknown)
 	w.stale, w.seeing = true, false
+	w.page.ring()
 	w.enable()
 }
 
@@ -179,6 +188,19 @@ func (w *Watcher) Alive() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.page.alive() && w.broken == nil
+}
+
+// Heard counts the new tasks that the plugin has told of, and all that it said nobody had looked at in time; alive is Alive. Where the
+// kernel lacks the point that tells of them nothing can be missed from it.
+func (w *Watcher) Heard() (tasks uint64, alive bool) {
+	if len(w.absent) > 0 && slices.Contains(w.absent, pointForked) {
+		w.heard.Add(1)
+	}
+	tasks = w.heard.Load()
+	for cpu := range w.cpus {
+		tasks += w.page.lost(cpu)
+	}
+	return tasks, w.Alive()
 }
 
 // State says in a line what is probed.
@@ -205,15 +227,22 @@ func (w *Watcher) Run(ctx context.Context) {
 	w.mu.Unlock()
 	w.page.takeOver(w.cpus)
 	defer w.page.put32(atReader, 0)
+	stop := context.AfterFunc(ctx, w.page.ring)
+	defer stop()
 	var tended time.Time
+	rest, seen := tendPeriod, 0
 	for ctx.Err() == nil {
 		bell := w.page.u32(atBell)
-		if w.sweep() == 0 {
-			w.page.rings(bell, tendPeriod)
+		held := w.sweep()
+		if seen += held; held == 0 {
+			w.page.rings(bell, rest)
 		}
 		if now := time.Now(); now.Sub(tended) >= tendPeriod {
-			tended = now
-			w.tend()
+			tended, rest = now, min(2*rest, calmTend)
+			if w.tend() || seen > 0 {
+				rest = tendPeriod
+			}
+			seen = 0
 		}
 	}
 }
@@ -227,6 +256,9 @@ func (w *Watcher) sweep() (held int) {
 			continue
 		}
 		held++
+		if w.isForked(w.page.pointOf(cpu)) {
+			w.heard.Add(1)
+		}
 		list, err := w.look(cpu, w.page.pointOf(cpu))
 		if !w.page.release(at, turn) {
 			continue // it had waited long enough: the plugin counts it among the lost
@@ -244,6 +276,10 @@ func (w *Watcher) sweep() (held int) {
 		}
 	}
 	return held
+}
+
+func (w *Watcher) isForked(number uint32) bool {
+	return number < uint32(len(w.kinds)) && w.kinds[number] != nil && w.kinds[number].symbol == pointForked
 }
 
 func (w *Watcher) look(cpu int, number uint32) ([]told, error) {
@@ -307,8 +343,8 @@ func (w *Watcher) fresh(eyes Eyes) {
 }
 
 // tend looks after what nobody rings for: hits that were lost, a reader that was thought to be silent, a kernel that was
-// found only now.
-func (w *Watcher) tend() {
+// found only now. It reports whether there was any of that.
+func (w *Watcher) tend() (some bool) {
 	var lost int64
 	for cpu := range w.lost {
 		now := w.page.lost(cpu)
@@ -319,6 +355,7 @@ func (w *Watcher) tend() {
 		w.page.newReader()
 	}
 	w.missed(lost, "the guard did not look in time")
+	some = lost > 0 || w.gone > 0
 	if w.gone > 0 {
 		w.missed(w.gone, "could not be understood: "+w.why.Error())
 		w.gone = 0
@@ -326,6 +363,9 @@ func (w *Watcher) tend() {
 	if eyes, err := w.eyes(); err == nil && w.page.alive() {
 		w.fresh(eyes)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return some || w.stale
 }
 
 func (w *Watcher) missed(n int64, why string) {
