@@ -148,15 +148,10 @@ func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles, paus
 	c.record.Time = time.Now().UTC()
 	ask := link.Checkpoint{Stay: paused, Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
 	_, err = c.callGuard(ctx, link.CallCheckpoint, ask, &done, files.toQEMU, files.toKeeper, overlay)
-	if err != nil { // the guard died, or never heard: the volume knows
-		if guard, _ := c.bothWorkers(); guard.gone() {
-			done.Swapped = true
-		}
+	if err != nil { // the guard died, or another has come: what is in use is asked for
+		return done, errors.Join(err, c.recoverLayers(ctx))
 	}
-	if serr := c.settleLayers(ctx, done.Swapped); err == nil {
-		err = serr
-	}
-	if err == nil && done.Failed != "" {
+	if err = c.settleLayers(ctx, done.Swapped); err == nil && done.Failed != "" {
 		err = errors.New(done.Failed)
 	}
 	return done, err

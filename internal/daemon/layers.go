@@ -74,6 +74,9 @@ func (d *Daemon) openTop(img image.Image, layers []string) (*os.File, error) {
 
 // pushLayer puts a new overlay over the one in use, in the record and by name; the guard does it next.
 func (m *machine) pushLayer(ctx context.Context) (*os.File, error) {
+	if err := m.recoverLayers(ctx); err != nil {
+		return nil, err
+	}
 	if len(m.record().Layers) >= maxLayers {
 		return nil, fmt.Errorf("the disk of %s has %d layers already: %w: clone it from a disk of its own, or remove it", m.name(), maxLayers, errState)
 	}
@@ -151,8 +154,8 @@ func sameFile(a, b string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// recoverLayers is settleLayers for a new daemon. A guard that runs says how many layers it has; without one opening
-// the volume ends the swap.
+// recoverLayers is settleLayers for who does not know how it went. A guard that runs says how many layers it has; where there is
+// none, the next one opens what the record says, and so ends the swap.
 func (m *machine) recoverLayers(ctx context.Context) error {
 	rec := m.record()
 	if rec.Pending == "" {

@@ -17,6 +17,7 @@ import (
 	"vigia/internal/link"
 	qemu "vigia/internal/machine"
 	"vigia/internal/vm"
+	"vigia/internal/volume"
 )
 
 // spawnGuard starts a guard and gives it all of its machine. Where QEMU is there, this guard replaces another.
@@ -55,7 +56,7 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	add(link.FileLayer, nil, lerr)
 	rec := m.record()
 	for _, name := range rec.Layers {
-		f, ferr := openLayer(d.files.layer(name), name == rec.Pending)
+		f, ferr := openLayer(d.files.layer(name))
 		add("a layer", nil, ferr)
 		layers = append(layers, f)
 	}
@@ -109,12 +110,18 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	return files, err
 }
 
-// openLayer opens a frozen layer; one that may have been the overlay when something was killed is frozen by who opens it.
-func openLayer(path string, unsettled bool) (*os.File, error) {
-	if unsettled {
-		return os.OpenFile(path, os.O_RDWR, 0)
+// openLayer opens a layer for reading. One that is not frozen was the overlay when something was killed, in the middle of a
+// swap: no other machine can have it, and who opens it freezes it.
+func openLayer(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
-	return os.Open(path)
+	if info, err := volume.ReadInfo(f); err != nil || info.Frozen {
+		return f, nil // what can't be read is told by who opens the volume
+	}
+	f.Close()
+	return os.OpenFile(path, os.O_RDWR, 0)
 }
 
 // openRAM opens the guest's memory for reading: by its name while the machine starts. Afterwards the name is gone, and
