@@ -19,6 +19,10 @@ const (
 	packers  = 2    // goroutines that compress
 	// protectStep is how much memory is protected at once while the guest runs, in bytes: it is held up meanwhile.
 	protectStep = 8 << 20
+	// hotPages is how many of the pages that a guest writes right after it goes on are copied while it stands still, and not
+	// protected: 1 to 2 ms, and as many waits fewer. earlyFaults is how many first ones after an instant are taken for such.
+	hotPages    = 1024
+	earlyFaults = 512
 	// startLater leaves the processors to the guest for a moment, when it goes on.
 	startLater = 5 * time.Millisecond
 )
@@ -46,6 +50,8 @@ type saver struct {
 	job    *job
 	next   uint64 // where a guest that writes in order will write next
 	stride uint64
+	hot    []uint64 // pages that were written early after an instant, the oldest first
+	early  int      // faults since the last instant, up to earlyFaults
 	faults int64
 }
 
@@ -60,6 +66,7 @@ type job struct {
 	stats  page.Stats
 	err    error
 	armed  bool
+	hot    []run // copied at the instant
 }
 
 // run is some pages as they were at the instant; without data, zeros.
@@ -166,13 +173,35 @@ func (s *saver) protectDirty() error {
 	if s.unsure {
 		s.pending.fill(s.mem.pages)
 	}
+	hot := s.takeHot()
 	for p, n := s.dirty.next(0, ^uint64(0)); n > 0; p, n = s.dirty.next(p+n, ^uint64(0)) {
 		if err := s.prot.Protect(p*page.Size, n*page.Size); err != nil {
 			return fmt.Errorf("protect memory: %w", err)
 		}
 	}
 	clear(s.dirty)
+	for _, p := range hot {
+		s.dirty.add(p)
+	}
 	return nil
+}
+
+// takeHot copies the pages that will be written first, and takes them out of what is to be protected: they stay as if written.
+// The caller holds mu.
+func (s *saver) takeHot() (left []uint64) {
+	if n := len(s.hot); n > hotPages {
+		s.hot = append([]uint64(nil), s.hot[n-hotPages:]...)
+	}
+	for _, p := range s.hot {
+		if !s.dirty.has(p) || !s.pending.has(p) {
+			continue // protected still, or named twice
+		}
+		s.job.hot = append(s.job.hot, s.take(p, 1))
+		s.dirty.del(p)
+		left = append(left, p)
+	}
+	s.hot, s.early = append([]uint64(nil), left...), 0
+	return left
 }
 
 // copyAll copies memory into a file of its own. It is the way of a host that refuses protection.
@@ -206,6 +235,10 @@ func (s *saver) fault(off uint64) {
 	p := off / page.Size
 	s.mu.Lock()
 	s.faults++
+	if s.early < earlyFaults {
+		s.early++
+		s.hot = append(s.hot, p)
+	}
 	first, n := p, s.reach(p)
 	var taken []run
 	for q := first; q < first+n; {
@@ -264,6 +297,9 @@ func (s *saver) complete(j *job) {
 	time.Sleep(startLater)
 	written := make(chan struct{})
 	go func() { j.collect(); close(written) }()
+	for _, r := range j.hot {
+		j.queue <- r
+	}
 	s.sweep(j)
 	s.mu.Lock()
 	s.active = false
