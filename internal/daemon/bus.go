@@ -237,10 +237,6 @@ func (b *bus) take(e event.Event, ack func(uint64)) {
 			close(r.events)
 		}
 	}
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
 }
 
 // wait puts an event behind those that wait for the ledger, if there is room for it and its source has room left.
@@ -265,6 +261,10 @@ func (b *bus) push(p pendingEvent) {
 	s := b.waits[p.source]
 	s.events, s.bytes, b.bytes = s.events+1, s.bytes+len(p.entry), b.bytes+len(p.entry)
 	b.pending = append(b.pending, p)
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
 }
 
 // reportLost puts the count of what a source had no room for before its next event that has.
