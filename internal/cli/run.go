@@ -65,6 +65,7 @@ func (a *app) runCmd() *cobra.Command {
 	f.StringArrayVar(&labels, "label", nil, "`KEY=VALUE`; repeatable")
 	f.StringSliceVar(&req.Additions, "additions", nil, "what is connected to the guest: exec (commands and copies)")
 	f.StringVar(&req.Probe, "probe", "", "what processes do: auto (a plugin in QEMU where possible), off (sampled) or on (default auto)")
+	f.BoolVar(&req.Record, "record", false, "record each run, so that it can be replayed (software emulation only, one CPU; some four times slower)")
 	_ = c.RegisterFlagCompletionFunc("probe", cobra.FixedCompletions([]string{"auto", "off", "on"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("net", cobra.FixedCompletions([]string{"nat", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("additions", cobra.FixedCompletions([]string{"exec"}, cobra.ShellCompDirectiveNoFileComp))

@@ -4,9 +4,10 @@
 //
 //	vigia convert sniff|inspect|profile          3: the hostile file, 4: the result (profile)
 //	vigia convert extract PLACE PATH             3: the disk, 4: the result
+//	vigia convert same QUESTION                  from 3 on: the layers of two disks
 //	vigia convert reopens QUESTION               from 3 on: the layers of two disks, and a file of vulnerabilities
 //
-// The answer to sniff, inspect and reopens is JSON on standard output, at most MaxAnswer bytes.
+// The answer to sniff, inspect, same and reopens is JSON on standard output, at most MaxAnswer bytes.
 package convert
 
 import (
@@ -81,6 +82,11 @@ func answer(args []string, file func(n int) *os.File) (any, error) {
 		return image.Inspect(file(0))
 	case "profile":
 		return struct{}{}, image.Profile(file(0), file(1), file(2))
+	case "same":
+		if len(args) != 2 {
+			return nil, errors.New("same: want one question")
+		}
+		return sameDisks(args[1], file)
 	case "reopens":
 		if len(args) != 2 {
 			return nil, errors.New("reopens: want one question")

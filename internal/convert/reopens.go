@@ -25,14 +25,21 @@ type comparison struct {
 	At      time.Time `json:"at"`
 }
 
+func (q *comparison) check() error {
+	if q.Then < 1 || q.Now < 1 || q.Then > volume.MaxLayers || q.Now > volume.MaxLayers {
+		return fmt.Errorf("two disks of %d and %d layers: each has 1 to %d", q.Then, q.Now, volume.MaxLayers)
+	}
+	return nil
+}
+
 // reopens answers it.
 func reopens(text string, file func(n int) *os.File) ([]inventory.Item, error) {
 	var q comparison
 	if err := json.Unmarshal([]byte(text), &q); err != nil {
 		return nil, err
 	}
-	if q.Then < 1 || q.Now < 1 || q.Then+q.Now > 2*volume.MaxLayers {
-		return nil, fmt.Errorf("reopens: %d and %d layers", q.Then, q.Now)
+	if err := q.check(); err != nil {
+		return nil, err
 	}
 	then, err := scanDisk(q.Then, false, file)
 	if err != nil {
@@ -52,8 +59,8 @@ func reopens(text string, file func(n int) *os.File) ([]inventory.Item, error) {
 	return inventory.Reopens(now, then, inventory.Ports{}, q.At, holes), nil
 }
 
-// scanDisk reads the root file system of a chain of n layers, the lowest first, all frozen but for an overlay on top.
-func scanDisk(n int, overlay bool, layer func(n int) *os.File) (scan.State, error) {
+// openDisk opens a chain of n layers, the lowest first, all frozen but for an overlay on top.
+func openDisk(n int, overlay bool, layer func(n int) *os.File) (*volume.Volume, error) {
 	layers := make([]*os.File, n)
 	for i := range layers {
 		layers[i] = layer(i)
@@ -62,7 +69,12 @@ func scanDisk(n int, overlay bool, layer func(n int) *os.File) (scan.State, erro
 	if overlay {
 		layers, top = layers[:n-1], layers[n-1]
 	}
-	v, err := volume.Open(layers, top, volume.Options{})
+	return volume.Open(layers, top, volume.Options{})
+}
+
+// scanDisk reads the root file system of a chain.
+func scanDisk(n int, overlay bool, layer func(n int) *os.File) (scan.State, error) {
+	v, err := openDisk(n, overlay, layer)
 	if err != nil {
 		return scan.State{}, err
 	}

@@ -42,6 +42,9 @@ func (m *machine) checkpoint(ctx context.Context, label string, stable bool) (ch
 	if r == nil {
 		return checkpoint.Record{}, m.errNotRunning()
 	}
+	if m.rec.replayMode() != "" {
+		return checkpoint.Record{}, fmt.Errorf("checkpoint of %s: a machine that is recorded or replayed can't be saved in the middle: %w", m.name(), errState)
+	}
 	if !m.d.begin() {
 		return checkpoint.Record{}, errEnding
 	}

@@ -100,7 +100,7 @@ func (m *machine) startLocked(ctx context.Context) error {
 // steps are taken in order, each pushing its reversal.
 func (l *launch) steps(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		l.prepare, l.bindPorts, l.makeRAM, l.makePage, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo, l.settle,
+		l.prepare, l.bindPorts, l.makeRAM, l.makePage, l.makeLog, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo, l.settle,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -283,6 +283,12 @@ func (l *launch) startGuard(ctx context.Context) error {
 	}
 	l.guard = w
 	l.state.worked(w)
+	if l.rec.Spec.Record { // the guard has opened the disk, and put the overlay in its place
+		if err := l.settleLayers(ctx, true); err != nil {
+			w.end()
+			return err
+		}
+	}
 	l.setWorker("guard", w)
 	l.back.push(func() {
 		l.setWorker("guard", nil)
@@ -317,7 +323,8 @@ func (l *launch) startQEMU(ctx context.Context) error {
 		return err
 	}
 	args := qemu.Args(qemu.Config{Spec: &l.rec.Spec, Accelerator: l.state.Accelerator, Paths: paths,
-		Cmdline: l.img.Cmdline, FDs: l.descriptors(), Reconnect: 300, Origin: l.rec.origin(), Incoming: l.resume != nil, PrivateRAM: l.shared != nil})
+		Cmdline: l.img.Cmdline, FDs: l.descriptors(), Reconnect: 300, Origin: l.rec.origin(), Incoming: l.resume != nil, PrivateRAM: l.shared != nil,
+		Record: l.rec.replayMode(), Began: l.rec.began()})
 	log, err := os.OpenFile(l.d.files.workerLog(l.id(), "qemu"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -329,7 +336,7 @@ func (l *launch) startQEMU(ctx context.Context) error {
 		return err
 	}
 	proc, err := jail.QEMU{Tag: l.d.tag(l.machine, "qemu"), Binary: l.d.qemu, Args: args, Files: l.files, Stdout: log, Stderr: log, Binds: binds,
-		KVM: l.state.Accelerator == "kvm", User: l.user("qemu"), Group: group, MaxFile: l.rec.Spec.Memory + logMost}.Start(ctx)
+		KVM: l.state.Accelerator == "kvm", User: l.user("qemu"), Group: group, MaxFile: l.rec.Spec.Memory + logMost + l.rec.recordMost()}.Start(ctx)
 	if err != nil {
 		return err
 	}
@@ -362,6 +369,10 @@ func (l *launch) paths() (qemu.Paths, []jail.Bind, error) {
 	}
 	if p.Plugin = l.plugin; l.plugin != "" {
 		binds = append(binds, jail.Bind{Source: l.plugin, Exec: true, Reason: "the plugin that tells the guard what the guest's kernel does"})
+	}
+	if mode := l.rec.replayMode(); mode != "" {
+		p.Log = l.d.files.recordingLog(l.id())
+		binds = append(binds, jail.Bind{Source: p.Log, Write: mode == "record", Reason: "the recording of what enters the machine"})
 	}
 	const longest = 100 // of the 108 bytes of a unix socket's address
 	disk := jail.Bind{Source: sockets, Reason: "the socket of the disk"}
@@ -415,6 +426,7 @@ func (l *launch) settle(ctx context.Context) error {
 	l.sockets.close()
 	l.d.bus.emit(l.name(), event.MachineStarted, event.Fields{"accelerator": l.state.Accelerator, "pid": int64(l.qemu.PID)})
 	l.d.spawn(func() { l.d.oversee(l.machine, r) })
+	l.d.watchReplay(l.machine, r)
 	return nil
 }
 

@@ -197,6 +197,11 @@ func (d *Daemon) sweepLayers() {
 		for _, name := range append(rec.Layers, rec.Pending) {
 			used[name] = true
 		}
+		if rec.Recording != nil {
+			for _, name := range rec.Recording.Layers {
+				used[name] = true
+			}
+		}
 	}
 	entries, err := os.ReadDir(d.files.path("layers"))
 	if err != nil {

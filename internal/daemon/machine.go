@@ -45,6 +45,10 @@ type record struct {
 	// Origin is whose hardware a clone has. Shares: it maps its checkpoint's memory for itself.
 	Origin vm.ID `json:"origin,omitempty"`
 	Shares bool  `json:"shares,omitempty"`
+
+	// Recording is of the last run, where the machine is recorded. Replays is whose recording this machine replays.
+	Recording *recording `json:"recording,omitempty"`
+	Replays   *replaying `json:"replays,omitempty"`
 }
 
 // origin is whose hardware the machine has.

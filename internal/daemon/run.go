@@ -215,6 +215,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
 	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU
 	failed := m.rec.Failed
+	m.endRecording(ending, exit)
 	err := m.save(ctx)
 	m.mu.Unlock()
 	if err != nil {
@@ -227,6 +228,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	} else {
 		m.d.bus.emit(m.name(), event.MachineStopped, fields)
 	}
+	m.judgeReplay(rec, exit)
 }
 
 // ending joins what QEMU said last with what was asked for and how the process ended.

@@ -67,7 +67,7 @@ func (s machinesServer) Run(ctx context.Context, r *connect.Request[vigiav1.RunR
 func (s machinesServer) spec(r *vigiav1.RunRequest) (vm.Spec, error) {
 	now := time.Now().UTC()
 	spec := vm.Spec{Name: r.Name, ID: vm.NewID(), Memory: r.MemoryBytes, CPUs: int(r.Cpus), Net: vm.Net{Mode: r.Net},
-		Additions: r.Additions, Owner: r.Owner, Purpose: r.Purpose, Labels: r.Labels, Probe: r.Probe, Created: now}
+		Additions: r.Additions, Owner: r.Owner, Purpose: r.Purpose, Labels: r.Labels, Probe: r.Probe, Record: r.Record, Created: now}
 	if spec.Memory == 0 {
 		spec.Memory = defaultMemory
 	}
@@ -100,6 +100,12 @@ func (s machinesServer) spec(r *vigiav1.RunRequest) (vm.Spec, error) {
 	}
 	if err := spec.Check(); err != nil {
 		return spec, err
+	}
+	if spec.Net.Mode == vm.NetReplay {
+		return spec, fmt.Errorf("%w: net %q: use nat or off", vm.ErrInvalid, spec.Net.Mode)
+	}
+	if spec.Record && s.d.accelerator != "tcg" {
+		return spec, fmt.Errorf("%w: a recording needs software emulation: start the daemon with: vigia serve --accelerator tcg", vm.ErrInvalid)
 	}
 	img, err := s.d.images.Get(r.Image)
 	if err != nil {
@@ -255,6 +261,7 @@ func (m *machine) brief() *vigiav1.Machine {
 	if !s.Expires.IsZero() {
 		out.Expires = timestamppb.New(s.Expires)
 	}
+	out.Recording = rec.recordingText()
 	if run := rec.Run; run != nil {
 		publish = run.Publish
 		out.Pid, out.GuardPid, out.GatePid = int64(run.QEMU.PID), int64(run.Guard.PID), int64(run.Gate.PID)
@@ -313,4 +320,21 @@ func (m *machine) show(ctx context.Context) *vigiav1.Machine {
 		}
 	}
 	return out
+}
+
+// Replay makes a machine that does again what another did in its last run.
+func (s machinesServer) Replay(ctx context.Context, r *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	if !s.d.begin() {
+		return nil, errEnding
+	}
+	defer s.d.tasks.Done()
+	again, err := s.d.replay(ctx, m, r.Msg.NewName)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(again.show(ctx)), nil
 }

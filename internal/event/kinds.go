@@ -99,6 +99,7 @@ const (
 	CheckpointRemoved  Kind = "checkpoint.removed"
 	CheckpointRestored Kind = "checkpoint.restored"
 	CheckpointReopens  Kind = "checkpoint.reopens"
+	ReplayEnded        Kind = "replay.ended"
 	CloneCreated       Kind = "clone.created"
 
 	PolicyAlert    Kind = "policy.alert"
@@ -207,6 +208,7 @@ var Kinds = map[Kind]Schema{
 	CheckpointFailed:   {"a machine could not be saved; it goes on", []Field{{"reason", String, "why not"}}},
 	CheckpointRemoved:  {"a checkpoint was deleted", []Field{{"id", String, "the checkpoint"}}},
 	CheckpointRestored: {"a machine was put back to a checkpoint: memory, devices and disk", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"taken", Float, "how long ago the checkpoint was taken: by so much the guest's clock is behind"}, {"seconds", Float, "from the call until the guest ran"}, {"reason", String, "who or what asked for it"}}},
+	ReplayEnded:        {"a recording was replayed to its end, or as far as it goes", []Field{{"of", String, "the machine that was recorded"}, {"exact", Bool, "console and disk are the recording's, byte by byte"}, {"reason", String, "what was compared, or what differs"}, {"seconds", Float, "how long it took"}}},
 	CheckpointReopens: {"what a rollback that is about to be done brings back, of what was mended since the checkpoint", []Field{{"id", String, "the checkpoint"}, {"left", String, "the checkpoint of the state that is left"},
 		{"critical", Int, "how many things of that severity"}, {"high", Int, "the same"}, {"medium", Int, "the same"}, {"low", Int, "the same"}, {"items", List, "the worst of them: severity, kind, what, how"},
 		{"seconds", Float, "how long finding them took"}}},

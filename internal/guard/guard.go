@@ -450,6 +450,7 @@ func (g *Guard) status(ctx context.Context, r link.Request) (link.Response, erro
 	case <-g.monitorUp:
 		if g.monitor != nil {
 			s.QEMU, _ = g.monitor.Status(ctx)
+			s.Instructions, _ = g.monitor.Instructions(ctx)
 		}
 	default:
 	}

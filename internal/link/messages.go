@@ -128,6 +128,7 @@ type GuardStatus struct {
 	Files         string `json:"files"` // "named (ext4)", or why not
 	Stalled       string `json:"stalled"`
 	Introspection string `json:"introspection"`
+	Instructions  int64  `json:"instructions"` // executed, where the machine is recorded or replayed
 	Probe         string `json:"probe"` // how it is known what processes do
 }
 

@@ -14,6 +14,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"vigia/internal/jail"
 	"vigia/internal/vm"
@@ -32,6 +33,7 @@ type Paths struct {
 	Kernel string
 	Initrd string // empty: none
 	NBD    string // the disk's socket
+	Log    string // of what is recorded or replayed
 	Plugin string // loaded where Descriptors has a Probe
 }
 
@@ -52,6 +54,10 @@ type Config struct {
 	Reconnect int
 	// Incoming: the machine is not to boot, its devices' state will be loaded into it (Monitor.LoadDevices).
 	Incoming bool
+	// Record is how the machine's non-determinism is treated, in QEMU's words: record or replay. Empty: it goes its way.
+	Record string
+	// Began is what the guest's clock says at the start of a machine that is recorded or replayed.
+	Began time.Time
 	// PrivateRAM maps the RAM file copy-on-write: many machines may share it.
 	PrivateRAM bool
 	// Origin is the machine whose hardware this one has: a clone keeps the address of its card and the number of its disk,
@@ -79,7 +85,7 @@ func Args(c Config) []string {
 		"-machine", "q35,memory-backend=ram,vmport=off,usb=off,graphics=off,dump-guest-core=off",
 		"-smp", strconv.Itoa(c.Spec.CPUs), "-m", "size=" + mem + "b",
 		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + comma(c.Paths.RAM) + ",share=" + onOff(!c.PrivateRAM),
-		"-rtc", "base=utc",
+		"-rtc", rtc(c),
 		"-action", "panic=shutdown,reboot=reset,shutdown=poweroff",
 		"-kernel", c.Paths.Kernel, "-append", c.Cmdline,
 	}
@@ -93,7 +99,12 @@ func Args(c Config) []string {
 	if c.Accelerator == "kvm" {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
-		args = append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBuffer), "-cpu", "max")
+		threads := "multi"
+		if c.Record != "" {
+			threads = "single" // one order of things
+			args = append(args, "-icount", fmt.Sprintf("shift=auto,rr=%s,rrfile=%s", c.Record, comma(c.Paths.Log)))
+		}
+		args = append(args, "-accel", fmt.Sprintf("tcg,thread=%s,tb-size=%d", threads, tcgBuffer), "-cpu", "max")
 	}
 	if c.FDs.Probe != 0 && c.Accelerator == "tcg" {
 		args = append(args, "-plugin", fmt.Sprintf("%s,fd=%d", comma(c.Paths.Plugin), c.FDs.Probe))
@@ -101,13 +112,13 @@ func Args(c Config) []string {
 	args = append(args, listener("qmp", c.FDs.QMP, false)...)
 	args = append(args, "-mon", "chardev=qmp,mode=control")
 	args = append(args, listener("console", c.FDs.Console, true)...)
-	args = append(args, "-device", "isa-serial,chardev=console")
-	args = append(args, disk(c)...)
-	if c.Spec.Net.Mode == vm.NetNAT {
-		args = append(args,
-			"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net),
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s", MTU, MAC(c.origin())))
+	if c.Record != "" {
+		args = append(args, "-serial", "chardev:console") // this way only is what is typed recorded (QEMU's chardev/char.c)
+	} else {
+		args = append(args, "-device", "isa-serial,chardev=console")
 	}
+	args = append(args, disk(c)...)
+	args = append(args, network(c)...)
 	args = append(args, "-device", "pvpanic-pci",
 		"-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0")
 	if c.FDs.Agent != 0 {
@@ -131,12 +142,42 @@ func onOff(b bool) string {
 	return "off"
 }
 
+// rtc says what the guest's clock begins with. In a recording it must be the same again, and go by what the guest executes.
+func rtc(c Config) string {
+	if c.Record == "" {
+		return "base=utc"
+	}
+	return "base=" + c.Began.UTC().Format("2006-01-02T15:04:05") + ",clock=vm"
+}
+
+// network is the machine's card, if it has one. One that is replayed has no wire: its frames are in the log.
+func network(c Config) (args []string) {
+	switch c.Spec.Net.Mode {
+	case vm.NetNAT:
+		args = []string{"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net)}
+	case vm.NetReplay:
+		args = []string{"-netdev", "hubport,id=net0,hubid=0"}
+	default:
+		return nil
+	}
+	if c.Record != "" {
+		args = append(args, "-object", "filter-replay,id=replay0,netdev=net0")
+	}
+	return append(args, "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s", MTU, MAC(c.origin())))
+}
+
 func disk(c Config) []string {
-	return []string{
+	node := "disk0"
+	var order []string
+	if c.Record != "" { // requests end in the order that is recorded
+		node = "ordered0"
+		order = []string{"-blockdev", "driver=blkreplay,node-name=ordered0,image=disk0"}
+	}
+	args := []string{
 		"-blockdev", fmt.Sprintf("driver=nbd,node-name=disk0,server.type=unix,server.path=%s,export=%s,reconnect-delay=%d,discard=unmap",
 			comma(c.Paths.NBD), NBDExport, c.Reconnect),
-		"-device", "virtio-blk-pci,drive=disk0,id=disk,serial=" + string(c.origin()),
 	}
+	return append(append(args, order...), "-device", "virtio-blk-pci,drive="+node+",id=disk,serial="+string(c.origin()))
 }
 
 // comma writes a value so that QEMU's option parser does not end it at a comma.

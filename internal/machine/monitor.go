@@ -142,6 +142,15 @@ func (m *Monitor) Status(ctx context.Context) (string, error) {
 	return s.Status, err
 }
 
+// Instructions returns how many instructions a machine that is recorded or replayed has executed; 0 for any other.
+func (m *Monitor) Instructions(ctx context.Context) (int64, error) {
+	var s struct {
+		Count int64 `json:"icount"`
+	}
+	err := m.client.Run(ctx, "query-replay", nil, &s)
+	return s.Count, err
+}
+
 // Registers returns what QEMU prints of all CPUs' registers. They are read as they run.
 func (m *Monitor) Registers(ctx context.Context) (text string, err error) {
 	err = m.client.Run(ctx, "human-monitor-command", map[string]string{"command-line": "info registers -a"}, &text)

@@ -68,11 +68,13 @@ type Net struct {
 const (
 	NetOff = "off"
 	NetNAT = "nat"
+	// NetReplay is a card whose frames come from a recording. Nobody asks for it: a machine that replays another has it.
+	NetReplay = "replay"
 )
 
 // Check reports the first thing wrong.
 func (n *Net) Check() error {
-	if !slices.Contains([]string{"", NetOff, NetNAT}, n.Mode) {
+	if !slices.Contains([]string{"", NetOff, NetNAT, NetReplay}, n.Mode) {
 		return fmt.Errorf("%w: net %q: use nat or off", ErrInvalid, n.Mode)
 	}
 	for i := range n.Rules {

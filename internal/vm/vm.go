@@ -99,7 +99,8 @@ type Spec struct {
 	Purpose   string            `json:"purpose,omitempty"`
 	Expires   time.Time         `json:"expires,omitzero"`
 	Labels    map[string]string `json:"labels,omitempty"`
-	Probe     string            `json:"probe,omitempty"` // auto where empty
+	Probe     string            `json:"probe,omitempty"`  // auto where empty
+	Record    bool              `json:"record,omitempty"` // each run is recorded, so that it can be replayed
 	Created   time.Time         `json:"created"`
 }
 
@@ -158,6 +159,12 @@ func (s *Spec) Check() error {
 		if _, err := ParseAddition(a); err != nil {
 			return err
 		}
+	}
+	if s.Record && s.CPUs != 1 {
+		return fmt.Errorf("%w: cpus %d: a machine that is recorded has one", ErrInvalid, s.CPUs)
+	}
+	if s.Record && len(s.Additions) > 0 {
+		return fmt.Errorf("%w: additions: what comes through them is not recorded: leave them out, or --record", ErrInvalid)
 	}
 	for k, v := range s.Labels {
 		if _, err := ParseName(k); err != nil {

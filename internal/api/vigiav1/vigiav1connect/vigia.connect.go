@@ -84,6 +84,8 @@ const (
 	MachinesCopyInProcedure = "/vigia.v1.Machines/CopyIn"
 	// MachinesCopyOutProcedure is the fully-qualified name of the Machines's CopyOut RPC.
 	MachinesCopyOutProcedure = "/vigia.v1.Machines/CopyOut"
+	// MachinesReplayProcedure is the fully-qualified name of the Machines's Replay RPC.
+	MachinesReplayProcedure = "/vigia.v1.Machines/Replay"
 	// MachinesCaptureProcedure is the fully-qualified name of the Machines's Capture RPC.
 	MachinesCaptureProcedure = "/vigia.v1.Machines/Capture"
 	// MachinesTraceProcedure is the fully-qualified name of the Machines's Trace RPC.
@@ -160,6 +162,8 @@ type MachinesClient interface {
 	Exec(context.Context, *connect.Request[vigiav1.ExecRequest]) (*connect.ServerStreamForClient[vigiav1.ExecOutput], error)
 	CopyIn(context.Context) *connect.ClientStreamForClient[vigiav1.CopyInRequest, vigiav1.CopyInResponse]
 	CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
+	// Replay makes a machine that does again what another one did in its last run, which was recorded.
+	Replay(context.Context, *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Capture streams the machine's frames as pcapng until the caller ends it.
 	Capture(context.Context, *connect.Request[vigiav1.CaptureRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
 	// Trace streams the system calls of a machine's processes, as lines of JSON, until the caller ends it. Where QEMU has the plugin only.
@@ -273,6 +277,12 @@ func NewMachinesClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(machinesMethods.ByName("CopyOut")),
 			connect.WithClientOptions(opts...),
 		),
+		replay: connect.NewClient[vigiav1.ReplayRequest, vigiav1.Machine](
+			httpClient,
+			baseURL+MachinesReplayProcedure,
+			connect.WithSchema(machinesMethods.ByName("Replay")),
+			connect.WithClientOptions(opts...),
+		),
 		capture: connect.NewClient[vigiav1.CaptureRequest, vigiav1.Chunk](
 			httpClient,
 			baseURL+MachinesCaptureProcedure,
@@ -306,6 +316,7 @@ type machinesClient struct {
 	exec       *connect.Client[vigiav1.ExecRequest, vigiav1.ExecOutput]
 	copyIn     *connect.Client[vigiav1.CopyInRequest, vigiav1.CopyInResponse]
 	copyOut    *connect.Client[vigiav1.CopyOutRequest, vigiav1.Chunk]
+	replay     *connect.Client[vigiav1.ReplayRequest, vigiav1.Machine]
 	capture    *connect.Client[vigiav1.CaptureRequest, vigiav1.Chunk]
 	trace      *connect.Client[vigiav1.TraceRequest, vigiav1.Chunk]
 }
@@ -390,6 +401,11 @@ func (c *machinesClient) CopyOut(ctx context.Context, req *connect.Request[vigia
 	return c.copyOut.CallServerStream(ctx, req)
 }
 
+// Replay calls vigia.v1.Machines.Replay.
+func (c *machinesClient) Replay(ctx context.Context, req *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return c.replay.CallUnary(ctx, req)
+}
+
 // Capture calls vigia.v1.Machines.Capture.
 func (c *machinesClient) Capture(ctx context.Context, req *connect.Request[vigiav1.CaptureRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error) {
 	return c.capture.CallServerStream(ctx, req)
@@ -422,6 +438,8 @@ type MachinesHandler interface {
 	Exec(context.Context, *connect.Request[vigiav1.ExecRequest], *connect.ServerStream[vigiav1.ExecOutput]) error
 	CopyIn(context.Context, *connect.ClientStream[vigiav1.CopyInRequest]) (*connect.Response[vigiav1.CopyInResponse], error)
 	CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest], *connect.ServerStream[vigiav1.Chunk]) error
+	// Replay makes a machine that does again what another one did in its last run, which was recorded.
+	Replay(context.Context, *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Capture streams the machine's frames as pcapng until the caller ends it.
 	Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error
 	// Trace streams the system calls of a machine's processes, as lines of JSON, until the caller ends it. Where QEMU has the plugin only.
@@ -531,6 +549,12 @@ func NewMachinesHandler(svc MachinesHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(machinesMethods.ByName("CopyOut")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machinesReplayHandler := connect.NewUnaryHandler(
+		MachinesReplayProcedure,
+		svc.Replay,
+		connect.WithSchema(machinesMethods.ByName("Replay")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machinesCaptureHandler := connect.NewServerStreamHandler(
 		MachinesCaptureProcedure,
 		svc.Capture,
@@ -577,6 +601,8 @@ func NewMachinesHandler(svc MachinesHandler, opts ...connect.HandlerOption) (str
 			machinesCopyInHandler.ServeHTTP(w, r)
 		case MachinesCopyOutProcedure:
 			machinesCopyOutHandler.ServeHTTP(w, r)
+		case MachinesReplayProcedure:
+			machinesReplayHandler.ServeHTTP(w, r)
 		case MachinesCaptureProcedure:
 			machinesCaptureHandler.ServeHTTP(w, r)
 		case MachinesTraceProcedure:
@@ -652,6 +678,10 @@ func (UnimplementedMachinesHandler) CopyIn(context.Context, *connect.ClientStrea
 
 func (UnimplementedMachinesHandler) CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest], *connect.ServerStream[vigiav1.Chunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.CopyOut is not implemented"))
+}
+
+func (UnimplementedMachinesHandler) Replay(context.Context, *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.Replay is not implemented"))
 }
 
 func (UnimplementedMachinesHandler) Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error {

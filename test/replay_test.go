@@ -1,0 +1,54 @@
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestReplay records a guest that is typed at and talked to, and replays it: the same console and disk, with eyes on it that were not there
+// when it was recorded, and without touching the one that was.
+func TestReplay(t *testing.T) {
+	h := newHost(t)
+	h.serve()
+	h.refused(2, []string{"cpus", "recorded has one"}, "run", "tiny", "two", "--record", "--cpus", "2")
+	g := h.run("one", "--record", "--publish", "0:22", "--probe", "off")
+	h.refused(1, []string{"runs", "stop it"}, "replay", "one")
+	h.refused(1, []string{"recorded or replayed"}, "checkpoint", "one")
+	g.sh("echo precious >/root/kept; date +%%s.%%N >/root/when; sync")
+	g.until("the published port answers", time.Minute, func() bool { return banner(g.port(0)) != "" })
+	g.hangUp()
+	h.must("stop", "one", "--timeout", "90s")
+	if said := h.show("one").text("recording"); !strings.Contains(said, "not yet replayed") {
+		t.Errorf("show says of the recording: %q", said)
+	}
+
+	h.must("replay", "one", "--as", "again")
+	h.untilSays(bootTime, "sshd", "ps", "again")
+	h.must("rm", "--force", "again")
+
+	verdict := h.json("replay", "one", "--verify")
+	if exact, _ := verdict["exact"].(bool); !exact {
+		t.Fatalf("not exact: %v", verdict)
+	}
+	if said := h.show("one").text("recording"); !strings.Contains(said, "exact: replayed to its end") {
+		t.Errorf("show says of the recording: %q", said)
+	}
+	h.untilEvent("one-replay", "replay.ended", 10*time.Second, func(e event) bool { return e.Fields["exact"] == true })
+
+	// A log that is not what was recorded ends the replay, and is not called exact.
+	log := filepath.Join(h.path("machines"), h.show("one").text("id"), "recording.log")
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := len(b) / 2; i < len(b)/2+64; i++ {
+		b[i] ^= 0x55
+	}
+	if err := os.WriteFile(log, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.refused(3, []string{"not known to be exact"}, "replay", "one", "--verify")
+}
