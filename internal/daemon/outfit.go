@@ -27,7 +27,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 		return nil, err
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
-		Watch: d.watched(), Running: qemu != nil, Probe: m.whySampled(), Check: d.opts.Check}
+		Watch: d.watched(), Running: qemu != nil, Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check}
 	files, err := d.guardFiles(m, img, qemu, &cfg)
 	defer closeFiles(files)
 	if err == nil {

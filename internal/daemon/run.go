@@ -326,6 +326,10 @@ func (m *machine) shutDown(ctx context.Context, r *run, grace time.Duration) err
 	if err := m.ask(ctx, vm.EndedStopped); err != nil {
 		return err
 	}
+	if m.rec.replayMode() != "" { // QEMU does not record its power button, only its own end
+		m.callGuard(ctx, link.CallPause, nil, nil)
+		return m.force(ctx, r)
+	}
 	if m.record().Paused { // a paused guest can't hear its power button
 		if _, err := m.callGuard(ctx, link.CallResume, nil, nil); err == nil {
 			m.change(ctx, func(r *record) { r.Paused = false })

@@ -27,12 +27,31 @@ type console struct {
 	log  consoleLog
 
 	mu       sync.Mutex
+	slow     bool // the machine is recorded
 	attached map[*attachment]bool
 	closed   bool
 
 	line  []byte // of the guest's, as far as it has come
 	lines *lines
 }
+
+// The serial port of a machine that is recorded takes what is typed at the next place in the recording, and does not say when
+// its 16 bytes are full: what comes faster than the guest reads is lost. So it gets a few at a time.
+const (
+	slowChunk = 4
+	slowPause = 50 * time.Millisecond
+)
+
+type slowly struct{ io.Writer }
+
+func (w slowly) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	time.Sleep(slowPause)
+	return n, err
+}
+
+// onlyReader keeps io.CopyBuffer to its buffer.
+type onlyReader struct{ io.Reader }
 
 // attachment is a person on the line. What the guest writes arrives in crumbs of a few bytes, so what waits for the
 // person is bounded by its size, not by its pieces.
@@ -145,7 +164,11 @@ func (c *console) give(a *attachment) {
 }
 
 func (c *console) take(a *attachment) {
-	io.Copy(c.conn, a.conn)
+	if c.slow {
+		io.CopyBuffer(slowly{c.conn}, onlyReader{a.conn}, make([]byte, slowChunk))
+	} else {
+		io.Copy(c.conn, a.conn)
+	}
 	c.detach(a)
 }
 

@@ -213,6 +213,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.ram = files[link.FileRAM]
 	g.views = newViews(g.cfg, g.ram, files[link.FileProfile], files[link.FileReference], files[link.FileModules])
 	g.console = newConsole(serial, openConsoleLog(files[link.FileConsoleLog], files[link.FileConsoleTail+"0"], files[link.FileConsoleTail+"1"]), g.out.Emit)
+	g.console.slow = g.cfg.Recorded
 	g.sampler = &sampler{cpus: g.cfg.CPUs, emit: g.out.Emit, process: g.views.busiest, panicked: g.panicked}
 	g.console.lines.waiting = g.out.Holder()
 	go g.console.run()

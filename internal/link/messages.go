@@ -98,14 +98,15 @@ const (
 
 // GuardConfig is all a guard needs to know of its machine.
 type GuardConfig struct {
-	ID      vm.ID         `json:"id"`
-	Name    string        `json:"name"`
-	Memory  uint64        `json:"memory_bytes"`
-	CPUs    int           `json:"cpus"`
-	Watch   []string      `json:"watch"`
-	Probe   string        `json:"probe"`   // why there is no FileProbe
-	Running bool          `json:"running"` // QEMU runs already: this guard replaces one that died
-	Check   CheckSchedule `json:"check"`
+	ID       vm.ID         `json:"id"`
+	Name     string        `json:"name"`
+	Memory   uint64        `json:"memory_bytes"`
+	CPUs     int           `json:"cpus"`
+	Watch    []string      `json:"watch"`
+	Probe    string        `json:"probe"`    // why there is no FileProbe
+	Recorded bool          `json:"recorded"` // what enters the machine is recorded
+	Running  bool          `json:"running"`  // QEMU runs already: this guard replaces one that died
+	Check    CheckSchedule `json:"check"`
 	// PrivateRAM: QEMU has its memory for itself; CallMemory says where, once it runs.
 	PrivateRAM bool     `json:"private_ram"`
 	Files      []string `json:"files"`
@@ -129,7 +130,7 @@ type GuardStatus struct {
 	Stalled       string `json:"stalled"`
 	Introspection string `json:"introspection"`
 	Instructions  int64  `json:"instructions"` // executed, where the machine is recorded or replayed
-	Probe         string `json:"probe"` // how it is known what processes do
+	Probe         string `json:"probe"`        // how it is known what processes do
 }
 
 // CheckSchedule says how often a guard looks for what should not be in the guest's memory; 0 is never.
