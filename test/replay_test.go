@@ -29,6 +29,11 @@ func TestReplay(t *testing.T) {
 
 	h.must("replay", "one", "--as", "again")
 	h.untilSays(bootTime, "sshd", "ps", "again")
+	// Nobody watched what processes did when it was recorded.
+	h.untilEvent("again", "socket.listening", bootTime, func(e event) bool { return strings.HasSuffix(e.Fields.text("local"), ":22") })
+	if n := len(h.events("one", "--kind", "socket.listening")); n != 0 {
+		t.Errorf("%d sockets were told of while it was recorded, with --probe off", n)
+	}
 	h.must("rm", "--force", "again")
 
 	verdict := h.json("replay", "one", "--verify")

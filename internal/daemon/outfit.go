@@ -216,6 +216,11 @@ func (d *Daemon) giveClock(ctx context.Context, m *machine, guard *worker, pid i
 	}
 }
 
+// vcpuThread tells a thread that runs the guest by its name: "CPU n/TCG", "CPU n/KVM", and "ALL CPUs/TCG" where one runs all in turns.
+func vcpuThread(comm string) bool {
+	return strings.HasPrefix(comm, "CPU ") || strings.HasPrefix(comm, "ALL CPUs/")
+}
+
 // vcpuSchedstat opens the schedstat file of each of QEMU's vCPU threads, which QEMU names "CPU n/TCG" or "CPU n/KVM"
 // (-name debug-threads=on).
 func vcpuSchedstat(pid int) []*os.File {
@@ -227,7 +232,7 @@ func vcpuSchedstat(pid int) []*os.File {
 	var files []*os.File
 	for _, e := range entries {
 		comm, err := os.ReadFile(filepath.Join(tasks, e.Name(), "comm"))
-		if err != nil || !strings.HasPrefix(string(comm), "CPU ") || len(files) >= link.MaxFiles {
+		if err != nil || !vcpuThread(string(comm)) || len(files) >= link.MaxFiles {
 			continue
 		}
 		if f, err := os.Open(filepath.Join(tasks, e.Name(), "schedstat")); err == nil {

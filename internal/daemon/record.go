@@ -171,6 +171,7 @@ func (d *Daemon) replay(ctx context.Context, m *machine, name string) (*machine,
 	}
 	spec := rec.Spec
 	spec.Name, spec.ID, spec.Created, spec.Publish, spec.Record = name, vm.NewID(), time.Now().UTC(), nil, false
+	spec.Probe = "" // what nobody watched the first time is watched now
 	if spec.Net.Mode == vm.NetNAT {
 		spec.Net.Mode = vm.NetReplay
 	}
