@@ -89,6 +89,8 @@ var Guard = Profile{
 		{"volume files", "the overlay for writing, the layers for reading"},
 		{"guest memory", "the RAM file or /proc/PID/mem, for reading"},
 		{"kernel profile", "for reading"},
+		{"kernel reference", "the kernel file's code, to compare the guest's with, for reading"},
+		{"kernel modules", "its modules' code, for reading"},
 		{"probe page", "shared with QEMU's plugin, while it is set up"},
 		{"clocks", "schedstat of the threads of virtual CPUs, for reading"},
 		{"console log", "its beginning and its two ends, for writing"},

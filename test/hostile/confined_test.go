@@ -193,7 +193,9 @@ func (h *host) holds(m *vigiav1.Machine, role string) []hold {
 			hold{"probe page", "/memfd:vigia-probe (deleted)", true, 1})
 	case "guard":
 		all = append(all, hold{"volume files", filepath.Join(dir, "overlay.vol"), true, 1}, hold{"volume files", filepath.Join(img, "disk.layer"), false, 1},
-			hold{"kernel profile", filepath.Join(img, "profile"), false, 1}, hold{"console log", filepath.Join(dir, "console.*"), true, 3},
+			hold{"kernel profile", filepath.Join(img, "profile"), false, 1},
+			hold{"kernel reference", filepath.Join(img, "reference"), false, 1}, hold{"kernel modules", filepath.Join(img, "modules"), false, 1},
+			hold{"console log", filepath.Join(dir, "console.*"), true, 3},
 			hold{"guest memory", ram, false, 1}, hold{"clocks", fmt.Sprintf("/proc/%d/task/*/schedstat", m.Pid), false, int(m.Cpus)})
 	}
 	return all
