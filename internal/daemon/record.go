@@ -13,7 +13,6 @@ import (
 	"vigia/internal/event"
 	"vigia/internal/jail"
 	"vigia/internal/link"
-	qemu "vigia/internal/machine"
 	"vigia/internal/vm"
 )
 
@@ -53,6 +52,15 @@ const (
 const compareConsole = 16 << 20
 
 func (l layout) recordingLog(id vm.ID) string { return filepath.Join(l.machine(id), "recording.log") }
+
+// consoleSize is how long the first part of a machine's console log is, in bytes.
+func (l layout) consoleSize(id vm.ID) int64 {
+	info, err := os.Stat(l.consoleLogs(id)[0])
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
 
 // replayMode is QEMU's word for what is done with the machine's events; empty for a machine like any other.
 func (r *record) replayMode() string {
@@ -124,10 +132,7 @@ func (l *launch) makeRecording(ctx context.Context) error {
 	if err := l.give(f); err != nil {
 		return fmt.Errorf("recording: %w", err)
 	}
-	from := int64(0)
-	if info, err := os.Stat(l.d.files.consoleLogs(l.id())[0]); err == nil {
-		from = info.Size()
-	}
+	from := l.d.files.consoleSize(l.id())
 	if l.record().Pending == "" { // else a start that came to nothing has done it
 		over, err := l.pushLayer(ctx)
 		if err != nil {
@@ -140,16 +145,15 @@ func (l *launch) makeRecording(ctx context.Context) error {
 	})
 }
 
-// endRecording notes the end of a run; the caller has the lock.
-func (m *machine) endRecording(ending qemu.Ending, exit jail.Exit) {
-	r := m.rec.Recording
-	if r == nil || m.rec.Replays != nil {
+// endRecording notes the end of a run; the caller has the lock. What was there may be being read elsewhere, and stays.
+func (m *machine) endRecording(exit jail.Exit) {
+	if m.rec.Recording == nil || m.rec.Replays != nil {
 		return
 	}
-	if info, err := os.Stat(m.d.files.consoleLogs(m.id())[0]); err == nil {
-		r.To = info.Size()
-	}
-	r.Whole = exit.Known && exit.Signal == 0 && exit.Code == 0
+	ended := *m.rec.Recording
+	ended.To = m.d.files.consoleSize(m.id())
+	ended.Whole = exit.Known && exit.Signal == 0 && exit.Code == 0
+	m.rec.Recording = &ended
 }
 
 // replay makes a machine that does again what m did in its last run.

@@ -215,7 +215,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
 	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU
 	failed := m.rec.Failed
-	m.endRecording(ending, exit)
+	m.endRecording(exit)
 	err := m.save(ctx)
 	m.mu.Unlock()
 	if err != nil {
