@@ -75,6 +75,21 @@ func emulate(args []string) error {
 		return fmt.Errorf("greeting: %w; qemu: %s", err, p.Exit())
 	}
 	e.ReadyMs = time.Since(began).Seconds() * 1e3
+	ask := func(commands ...string) error {
+		for _, cmd := range commands {
+			fmt.Fprintf(conn, "{\"execute\":%q}\n", cmd)
+			answer, err := lines.ReadString('\n')
+			if err != nil {
+				return fmt.Errorf("%s: %w; qemu: %s", cmd, err, p.Exit())
+			}
+			e.Answers = append(e.Answers, answer)
+		}
+		return nil
+	}
+	// QEMU greets while it is still loading its parts; once it answers it has opened all that it will.
+	if err := ask("qmp_capabilities", "query-status"); err != nil {
+		return err
+	}
 	if e.Observation, err = jail.Observe(p.PID); err != nil {
 		return err
 	}
@@ -82,13 +97,8 @@ func emulate(args []string) error {
 		return fmt.Errorf("it did not connect to the socket in the bind: %w", err)
 	}
 	e.Compared = jail.Emulator.Compare(e.Observation)
-	for _, cmd := range []string{"qmp_capabilities", "query-status", "quit"} {
-		fmt.Fprintf(conn, "{\"execute\":%q}\n", cmd)
-		answer, err := lines.ReadString('\n')
-		if err != nil {
-			return fmt.Errorf("%s: %w; qemu: %s", cmd, err, p.Exit())
-		}
-		e.Answers = append(e.Answers, answer)
+	if err := ask("quit"); err != nil {
+		return err
 	}
 	e.Exit = p.Exit().String()
 	return say(e)
