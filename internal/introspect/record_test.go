@@ -185,6 +185,11 @@ func load(t testing.TB, name string) (*recorded, *kernel.Profile) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return parseRecording(t, b)
+}
+
+func parseRecording(t testing.TB, b []byte) (*recorded, *kernel.Profile) {
+	t.Helper()
 	n := binary.LittleEndian.Uint64(b)
 	p, err := kernel.Load(b[8 : 8+n])
 	if err != nil {

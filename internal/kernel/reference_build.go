@@ -176,9 +176,13 @@ func (b *refBuilder) trampolines() {
 	}
 }
 
-// encodeSites writes sites and alternatives as records.
+// encodeSites writes sites and alternatives as records, in order.
 func (b *refBuilder) encodeSites() {
 	b.sort()
+	b.encodeRecords()
+}
+
+func (b *refBuilder) encodeRecords() {
 	le := binary.LittleEndian
 	for _, s := range b.list {
 		rec := le.AppendUint32(nil, uint32(s.Addr-b.head.base))
