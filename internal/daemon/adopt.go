@@ -26,10 +26,15 @@ func (d *Daemon) adoptAll(back *undo) error {
 	if err != nil {
 		return fmt.Errorf("records of machines: %w", err)
 	}
-	var wg sync.WaitGroup
+	// All are known before one is settled: what nobody needs is removed then.
+	var all []*machine
 	for _, item := range items {
 		m := newMachine(d, item.Value)
 		d.machines[m.name()] = m
+		all = append(all, m)
+	}
+	var wg sync.WaitGroup
+	for _, m := range all {
 		if m.rec.Run != nil {
 			wg.Go(func() { d.adopt(m) })
 		} else {

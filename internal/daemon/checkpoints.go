@@ -233,17 +233,43 @@ func (d *Daemon) findCheckpoint(text string) (checkpoint.Record, error) {
 	return checkpoint.Record{}, fmt.Errorf("%w: checkpoint %s: %d begin so: use more digits", vm.ErrInvalid, text, len(found))
 }
 
+// pin keeps a checkpoint from being removed until unpin is called: somebody begins to go on from it.
+func (d *Daemon) pin(id checkpoint.ID) (unpin func(), err error) {
+	d.lineage.Lock()
+	defer d.lineage.Unlock()
+	if _, err := d.checkpoints.Get(id); err != nil {
+		return nil, err
+	}
+	d.pinned[id]++
+	return func() {
+		d.lineage.Lock()
+		defer d.lineage.Unlock()
+		if d.pinned[id]--; d.pinned[id] == 0 {
+			delete(d.pinned, id)
+		}
+	}, nil
+}
+
 // removeCheckpoint takes one away, and the layers that nobody needs then.
 func (d *Daemon) removeCheckpoint(rec checkpoint.Record) error {
-	for _, m := range d.all() {
-		if m.record().Resume == rec.ID {
-			return fmt.Errorf("checkpoint %s is what %s goes on from when it is started: %w", rec.ID, m.name(), errState)
-		}
-	}
-	if err := d.checkpoints.Remove(rec.ID); err != nil {
+	if err := d.takeAway(rec); err != nil {
 		return err
 	}
 	d.bus.emit(rec.Name, event.CheckpointRemoved, event.Fields{"id": string(rec.ID)})
 	d.sweepLayers()
 	return nil
+}
+
+func (d *Daemon) takeAway(rec checkpoint.Record) error {
+	d.lineage.Lock()
+	defer d.lineage.Unlock()
+	if d.pinned[rec.ID] > 0 {
+		return fmt.Errorf("checkpoint %s: a machine is just going on from it: %w", rec.ID, errState)
+	}
+	for _, m := range d.all() {
+		if r := m.record(); r.Resume == rec.ID || r.Rollback == rec.ID {
+			return fmt.Errorf("checkpoint %s is what %s goes on from when it is started: %w", rec.ID, m.name(), errState)
+		}
+	}
+	return d.checkpoints.Remove(rec.ID)
 }

@@ -81,6 +81,10 @@ type Daemon struct {
 	rules    []policy.Rule
 	stopping bool
 	tasks    sync.WaitGroup
+
+	// lineage is held by who takes a checkpoint or a layer from a list that others may go on from, and by who counts those lists.
+	lineage sync.Mutex
+	pinned  map[checkpoint.ID]int // by who is about to go on from them
 }
 
 // Run is a daemon from start to end: it returns when ctx has ended and everything is put away. Machines run on.
@@ -88,7 +92,7 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &Daemon{ctx: ctx, cancel: cancel, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
-		machines: map[string]*machine{}, shared: map[checkpoint.ID]*shared{}, responses: make(chan policy.Decision, 1024)}
+		machines: map[string]*machine{}, shared: map[checkpoint.ID]*shared{}, pinned: map[checkpoint.ID]int{}, responses: make(chan policy.Decision, 1024)}
 	var back undo
 	defer back.unwind()
 	for _, step := range []func(*undo) error{d.takeState, d.findHost, d.loadRules, d.openLedger, d.openStore, d.openImages, d.openCheckpoints, d.adoptAll, d.serve} {

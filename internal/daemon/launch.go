@@ -120,6 +120,9 @@ func (l *launch) prepare(ctx context.Context) error {
 	}
 	l.state.Accelerator = l.d.accelerator
 	l.d.sweepRun(l.id()) // what a crash may have left
+	if err := l.forgetFalseStart(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(l.d.files.qemuDir(l.id()), 0o711); err != nil {
 		return err
 	}

@@ -185,23 +185,19 @@ func (m *machine) recoverLayers(ctx context.Context) error {
 	return m.settleLayers(ctx, swapped)
 }
 
-// sweepLayers removes the layers that no machine and no checkpoint needs.
+// sweepLayers removes the layers that no machine and no checkpoint needs. Machines are asked before checkpoints: what a machine
+// hands on to a checkpoint meanwhile is seen at one of the two.
 func (d *Daemon) sweepLayers() {
+	d.lineage.Lock()
+	defer d.lineage.Unlock()
+	machines := d.machinesLayers()
 	used, known := d.checkpoints.Layers()
 	if !known {
 		d.log.Warn("a checkpoint is damaged, so layers that nobody needs can't be told and stay")
 		return
 	}
-	for _, m := range d.all() {
-		rec := m.record()
-		for _, name := range append(rec.Layers, rec.Pending) {
-			used[name] = true
-		}
-		if rec.Recording != nil {
-			for _, name := range rec.Recording.Layers {
-				used[name] = true
-			}
-		}
+	for _, name := range machines {
+		used[name] = true
 	}
 	entries, err := os.ReadDir(d.files.path("layers"))
 	if err != nil {
@@ -215,6 +211,18 @@ func (d *Daemon) sweepLayers() {
 			}
 		}
 	}
+}
+
+// machinesLayers are the layers that machines need.
+func (d *Daemon) machinesLayers() (names []string) {
+	for _, m := range d.all() {
+		rec := m.record()
+		names = append(append(names, rec.Layers...), rec.Pending)
+		if rec.Recording != nil {
+			names = append(names, rec.Recording.Layers...)
+		}
+	}
+	return names
 }
 
 func syncDir(dir string) error {

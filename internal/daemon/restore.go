@@ -115,6 +115,11 @@ func (m *machine) rollback(ctx context.Context, to checkpoint.Record, reason str
 		return err
 	}
 	defer unlock()
+	unpin, err := m.d.pin(to.ID) // before anything is ended for it
+	if err != nil {
+		return err
+	}
+	defer unpin()
 	if !m.d.begin() {
 		return errEnding
 	}
@@ -159,11 +164,25 @@ func (m *machine) finishRollback(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	img, err := m.d.images.Get(rec.Spec.ImageID)
+	if err := m.freshOverlay(to.Layers); err != nil {
+		return err
+	}
+	m.d.lineage.Lock()
+	err = m.change(ctx, func(r *record) {
+		r.Layers, r.Pending, r.Checkpoint, r.Resume, r.Rollback = to.Layers, "", to.ID, to.ID, ""
+	})
+	m.d.lineage.Unlock()
+	m.d.sweepLayers()
+	return err
+}
+
+// freshOverlay puts an empty overlay over the layers named in the place of the machine's.
+func (m *machine) freshOverlay(layers []string) error {
+	img, err := m.d.images.Get(m.record().Spec.ImageID)
 	if err != nil {
 		return err
 	}
-	top, err := m.d.openTop(img, to.Layers)
+	top, err := m.d.openTop(img, layers)
 	if err != nil {
 		return err
 	}
@@ -177,14 +196,7 @@ func (m *machine) finishRollback(ctx context.Context) error {
 	if err := os.Rename(next, m.d.files.overlay(m.id())); err != nil {
 		return err
 	}
-	if err := syncDir(m.d.files.machine(m.id())); err != nil {
-		return err
-	}
-	err = m.change(ctx, func(r *record) {
-		r.Layers, r.Pending, r.Checkpoint, r.Resume, r.Rollback = to.Layers, "", to.ID, to.ID, ""
-	})
-	m.d.sweepLayers()
-	return err
+	return syncDir(m.d.files.machine(m.id()))
 }
 
 // cloneOrder says what a clone is to be.
@@ -199,6 +211,11 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 	if err := d.usable(from); err != nil {
 		return nil, err
 	}
+	unpin, err := d.pin(from.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unpin()
 	began := time.Now()
 	spec := from.Spec
 	spec.Name, spec.ID, spec.Created, spec.Expires, spec.Publish = o.name, vm.NewID(), began.UTC(), o.expires, nil

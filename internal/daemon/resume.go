@@ -25,6 +25,16 @@ func (l *launch) goesOnFrom() (*checkpoint.Record, error) {
 	return &r, l.d.usable(r)
 }
 
+// forgetFalseStart gives a machine that goes on from a checkpoint the disk of it. An earlier start may have let the guest go, and
+// been killed before the record said so: what the guest has written then is not what the memory of the checkpoint knows.
+func (l *launch) forgetFalseStart() error {
+	rec := l.record()
+	if rec.Resume == "" {
+		return nil
+	}
+	return l.freshOverlay(rec.Layers)
+}
+
 // putBack takes a restoration that has begun; its end is waited for whatever becomes of the start.
 func (l *launch) putBack(r *restoration) {
 	l.resume = r

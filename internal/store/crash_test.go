@@ -94,6 +94,28 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	open(t, dir)
 }
 
+// TestDeadHolder: a child that a killed daemon had just made has its lock until it executes its program. It is waited for.
+func TestDeadHolder(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	left, err := LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lock"), fmt.Appendln(nil, dead.Process.Pid), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { left.Release() })
+	next, err := LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Release()
+}
+
 // Files of the store are damaged, one after the other. Never does that end the process, or pass in silence where a
 // value was hit.
 func TestDamagedFiles(t *testing.T) {
