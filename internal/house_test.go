@@ -52,6 +52,7 @@ var house = map[string]int{
 	"store":   parts,
 	"link":    parts, // calls and outbox between daemon and workers
 	"host":    parts, // what works on this host
+	"inputs":  parts, // what entered a machine, kept to be given again
 
 	"machine":    joined,
 	"introspect": joined,

@@ -100,6 +100,8 @@ const (
 	CheckpointRestored Kind = "checkpoint.restored"
 	CheckpointReopens  Kind = "checkpoint.reopens"
 	ReplayEnded        Kind = "replay.ended"
+	ReplayGiven        Kind = "replay.given"
+	InputGiven         Kind = "input.given"
 	CloneCreated       Kind = "clone.created"
 
 	PolicyAlert    Kind = "policy.alert"
@@ -209,6 +211,15 @@ var Kinds = map[Kind]Schema{
 	CheckpointRemoved:  {"a checkpoint was deleted", []Field{{"id", String, "the checkpoint"}}},
 	CheckpointRestored: {"a machine was put back to a checkpoint: memory, devices and disk", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"taken", Float, "how long ago the checkpoint was taken: by so much the guest's clock is behind"}, {"seconds", Float, "from the call until the guest ran"}, {"reason", String, "who or what asked for it"}}},
 	ReplayEnded:        {"a recording was replayed to its end, or as far as it goes", []Field{{"of", String, "the machine that was recorded"}, {"exact", Bool, "console and disk are the recording's, byte by byte"}, {"reason", String, "what was compared, or what differs"}, {"seconds", Float, "how long it took"}}},
+	ReplayGiven: {"a clone was given all again that had entered the machine since a checkpoint. Not exact: its clock, its random numbers and the order of what it does are its own", []Field{
+		{"of", String, "the machine"}, {"checkpoint", String, "the checkpoint"}, {"from", String, "when it was taken"}, {"until", String, "the last of what entered"},
+		{"flows_in", Int, "flows that the outside had begun, begun again"}, {"flows_out", Int, "flows that the guest began, answered with what was recorded"}, {"names", Int, "questions for names, answered so"},
+		{"typed", Int, "bytes given on the serial line"}, {"calls", Int, "commands and copies through the guest channel"}, {"bytes", Int, "given on flows"}, {"late", Int, "parts of flows that were given though the guest had not sent as much as it had then"},
+		{"refused", Int, "flows and names that the guest asked for and nobody had recorded"}, {"unasked", Int, "recorded flows that it did not ask for"}, {"older", Int, "flows that were open at the checkpoint: what came in on them is not given"},
+		{"older_bytes", Int, "that came in on those"}, {"gaps", List, "what is not there, in sentences"}, {"seconds", Float, "how long it took"}, {"complete", Bool, "nothing cut it short"}, {"reason", String, "what did"}}},
+	InputGiven: {"a clone is given something again that had entered the machine: the beginning of it", []Field{{"source", String, "network, console, command or copy"}, {"recorded", String, "when it had entered"}, {"flow", Int, "its number among what was kept"},
+		{"direction", String, "of a flow. in: the outside had begun it; out: the guest began it, and is answered"}, {"protocol", String, "tcp, udp or icmp"}, {"local", String, "the guest's end"}, {"remote", String, "the far end, as it was"},
+		{"bytes", Int, "of all of it"}, {"text", String, "the first bytes: the outside's own words"}}},
 	CheckpointReopens: {"what a rollback that is about to be done brings back, of what was mended since the checkpoint", []Field{{"id", String, "the checkpoint"}, {"left", String, "the checkpoint of the state that is left"},
 		{"critical", Int, "how many things of that severity"}, {"high", Int, "the same"}, {"medium", Int, "the same"}, {"low", Int, "the same"}, {"items", List, "the worst of them: severity, kind, what, how"},
 		{"seconds", Float, "how long finding them took"}}},

@@ -267,6 +267,7 @@ func (p *dnsProxy) resolve(ctx context.Context, network string, query []byte) []
 		a.rcode = dnsmessage.RCodeServerFailure
 		reply = emptyReply(&q, a.rcode)
 	}
+	p.n.keepAnswer(&q, reply)
 	for i, addr := range a.addrs {
 		if addr.Is4() {
 			p.n.names.learn(q.name, addr, time.Duration(a.ttls[i])*time.Second, time.Now())
@@ -278,6 +279,9 @@ func (p *dnsProxy) resolve(ctx context.Context, network string, query []byte) []
 
 // ask tries the host's name servers in turn, twice.
 func (p *dnsProxy) ask(ctx context.Context, network string, query []byte, q *question) ([]byte, answer, error) {
+	if stage := p.n.cfg.Stage; stage != nil {
+		return stage.resolve(q)
+	}
 	err := errNoServer
 	for range 2 {
 		for _, server := range p.n.cfg.Resolvers {

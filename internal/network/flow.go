@@ -80,6 +80,8 @@ type flow struct {
 
 	bytesOut, bytesIn, packetsOut, packetsIn atomic.Int64
 
+	keep atomic.Pointer[keeping] // what comes in on it is kept
+
 	send    func([]byte) // of a datagram flow: what the guest sent
 	pending bool         // a TCP flow being opened; guarded by the table's mutex
 
@@ -242,6 +244,7 @@ func (n *Network) begin(f *flow, pending bool) reason {
 	}
 	if why == allowed {
 		n.stats.flows.Add(1)
+		n.keepFlow(f)
 	}
 	return why
 }
@@ -288,6 +291,7 @@ func (n *Network) reportFlow(f *flow) {
 	if f.internal {
 		return
 	}
+	f.keep.Load().ended(f.ended)
 	k := f.key
 	if f.client.IsValid() {
 		k.far = f.client

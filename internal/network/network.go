@@ -78,6 +78,8 @@ type Config struct {
 	Dial        Dial                           // default: real sockets
 	OnFirstDrop func(time.Time)                // called once in each quarantine, at the first frame it drops
 	Limits      Limits
+	// Stage answers in the world's place: no flow leaves. nil: the world does.
+	Stage *Stage
 	// Held is told how many events are counted and not told yet, whenever that changes; it must not block.
 	Held func(int64)
 }
@@ -125,6 +127,13 @@ func (c *Config) fill() error {
 	}
 	if c.HostAddrs == nil {
 		c.HostAddrs = interfaceAddrs
+	}
+	if c.Stage != nil {
+		c.Dial, c.Resolvers = c.Stage.Dial, nil
+		c.HostAddrs = func() ([]netip.Prefix, error) { return nil, nil } // it has none to guard
+		if len(c.Listeners) > 0 {
+			return bad("a stage has no ports")
+		}
 	}
 	if c.Dial == nil {
 		c.Dial = dialHost
@@ -174,6 +183,8 @@ type Network struct {
 	link  *link
 	tcpin *tcp.Forwarder
 
+	inputs atomic.Pointer[Inputs] // nil: what enters is not kept
+
 	closing chan struct{} // a slot per endpoint that waits for the guest's last word
 
 	quarantine quarantine
@@ -204,6 +215,9 @@ func New(cfg Config, emit func(event.Kind, event.Fields)) (*Network, error) {
 	n.out = newEgress(&n.stats, &n.taps)
 	n.dns = newDNSProxy(n)
 	n.storeRules(cfg.Rules)
+	if cfg.Stage != nil {
+		cfg.Stage.n = n
+	}
 	if err := n.openStack(); err != nil {
 		return nil, fmt.Errorf("TCP/IP stack: %w", err)
 	}

@@ -125,6 +125,7 @@ func (p *udpPort) serve() {
 		}
 		client := addrPortOf(from)
 		if f := p.flow(client, from); f != nil {
+			f.keep.Load().data(f.packetsOut.Load(), buf[:size])
 			f.got(size)
 			p.n.sendUDP(f.key.far, p.guest, buf[:size])
 		}

@@ -20,6 +20,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }
 // relay moves bytes between the guest and a host socket until both directions have ended, or the flow is cut.
 func (n *Network) relay(f *flow, ep tcpip.Endpoint, wq *waiter.Queue, conn net.Conn) {
 	r := &relay{f: f, ep: ep, wq: wq, conn: conn, gone: make(chan struct{})}
+	f.keep.Load().opened()
 	if !f.onCut(r.abort) {
 		r.abort()
 		r.close(n)
@@ -180,8 +181,10 @@ func (r *relay) hostToGuest() error {
 	defer r.wq.EventUnregister(&entry)
 	for {
 		buf, n, err := readPooled(r.conn)
+		cut := err != nil && err != io.EOF && !r.over()
 		if n > 0 {
 			r.f.touch()
+			r.f.keep.Load().data(r.f.bytesOut.Load(), (*buf)[:n])
 			if werr := r.writeGuest((*buf)[:n], ready); werr != nil {
 				err = werr
 			}
@@ -190,12 +193,26 @@ func (r *relay) hostToGuest() error {
 			buffers.Put(buf)
 		}
 		if err == io.EOF {
+			r.f.keep.Load().closed(r.f.bytesOut.Load(), false)
 			r.ep.Shutdown(tcpip.ShutdownWrite)
 			return nil
+		}
+		if cut {
+			r.f.keep.Load().closed(r.f.bytesOut.Load(), true)
 		}
 		if err != nil {
 			return err
 		}
+	}
+}
+
+// over reports whether the flow was ended from this side.
+func (r *relay) over() bool {
+	select {
+	case <-r.gone:
+		return true
+	default:
+		return false
 	}
 }
 

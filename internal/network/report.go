@@ -21,6 +21,7 @@ type reporter struct {
 	fresh  *rate.Limiter // refusals of a new sort
 	flows  *rate.Limiter
 	names  *rate.Limiter
+	inputs *rate.Limiter
 	lost   map[event.Kind]int64
 	total  int64
 	closed bool
@@ -47,7 +48,7 @@ const (
 
 func newReporter(emit func(event.Kind, event.Fields), perSecond int) *reporter {
 	limiter := func() *rate.Limiter { return rate.NewLimiter(rate.Limit(perSecond), 4*perSecond) }
-	return &reporter{emit: emit, refuse: map[refusal]*tally{}, lost: map[event.Kind]int64{}, fresh: limiter(), flows: limiter(), names: limiter()}
+	return &reporter{emit: emit, refuse: map[refusal]*tally{}, lost: map[event.Kind]int64{}, fresh: limiter(), flows: limiter(), names: limiter(), inputs: limiter()}
 }
 
 // denied reports a refusal. Its near port is left out where it differs in every try.
@@ -103,6 +104,9 @@ func addrOnly(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Add
 // flow and dns report one each while the rate allows.
 func (r *reporter) flow(f event.Fields) { r.limited(event.NetFlow, r.flows, f) }
 func (r *reporter) dns(f event.Fields)  { r.limited(event.NetDNS, r.names, f) }
+
+// input reports what is given again.
+func (r *reporter) input(f event.Fields) { r.limited(event.InputGiven, r.inputs, f) }
 
 func (r *reporter) limited(kind event.Kind, l *rate.Limiter, f event.Fields) {
 	r.mu.Lock()

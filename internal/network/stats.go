@@ -31,6 +31,7 @@ const (
 	reasonFlood
 	reasonDNS
 	reasonUnreachable
+	reasonUnrecorded
 	reasons
 )
 
@@ -56,6 +57,7 @@ var reasonNames = [reasons]string{
 	reasonFlood:          "flood",
 	reasonDNS:            "malformed dns",
 	reasonUnreachable:    "the host has no way there",
+	reasonUnrecorded:     "not in what is given again",
 }
 
 func (r reason) String() string { return reasonNames[r] }

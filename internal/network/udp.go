@@ -84,6 +84,7 @@ func (n *Network) openDatagram(f *flow, network string, deliver func([]byte)) re
 		}
 		return reasonUnreachable
 	}
+	f.keep.Load().opened()
 	f.send = func(b []byte) { conn.Write(b) }
 	if !f.onCut(func() { conn.Close() }) || !n.start(func() { n.readDatagrams(f, conn, deliver) }) {
 		conn.Close()
@@ -98,6 +99,7 @@ func (n *Network) readDatagrams(f *flow, conn net.Conn, deliver func([]byte)) {
 		conn.SetReadDeadline(f.expires())
 		buf, size, err := readPooled(conn)
 		if err == nil {
+			f.keep.Load().data(f.packetsOut.Load(), (*buf)[:size])
 			f.got(size)
 			deliver((*buf)[:size])
 		}
