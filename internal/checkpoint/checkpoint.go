@@ -55,7 +55,10 @@ const (
 )
 
 // What its disk is like.
-const CrashConsistent = "crash-consistent" // as after a power cut: what was flushed is there
+const (
+	CrashConsistent = "crash-consistent" // as after a power cut: what was flushed is there
+	Frozen          = "frozen"           // by the guest's own agent, and by the disk: all that it wrote is there
+)
 
 // Record is what is known of a checkpoint.
 type Record struct {
@@ -70,15 +73,17 @@ type Record struct {
 	How     string    `json:"how"`
 	Why     string    `json:"why,omitempty"` // why it was copied
 	Disk    string    `json:"disk"`
+	DiskWhy string    `json:"disk_why,omitempty"` // why the guest's agent, which was asked, did not freeze it
 
-	PauseSeconds float64 `json:"pause_seconds"`
-	Seconds      float64 `json:"seconds"` // until all was on the disk
-	MemoryBytes  int64   `json:"memory_bytes"`
-	DevicesBytes int64   `json:"devices_bytes"`
-	DiskBytes    int64   `json:"disk_bytes"` // of the layer that was frozen
-	Pages        int64   `json:"pages"`
-	MemorySum    string  `json:"memory_sum"`
-	DevicesSum   string  `json:"devices_sum"`
+	FrozenSeconds float64 `json:"frozen_seconds,omitempty"` // for how long the guest could not write
+	PauseSeconds  float64 `json:"pause_seconds"`
+	Seconds       float64 `json:"seconds"` // until all was on the disk
+	MemoryBytes   int64   `json:"memory_bytes"`
+	DevicesBytes  int64   `json:"devices_bytes"`
+	DiskBytes     int64   `json:"disk_bytes"` // of the layer that was frozen
+	Pages         int64   `json:"pages"`
+	MemorySum     string  `json:"memory_sum"`
+	DevicesSum    string  `json:"devices_sum"`
 
 	Spec        vm.Spec  `json:"spec"`
 	Origin      vm.ID    `json:"origin"` // whose hardware it is

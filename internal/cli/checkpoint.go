@@ -18,7 +18,9 @@ func (a *app) checkpointCmd() *cobra.Command {
 		Use:   "checkpoint NAME",
 		Short: "Save a running machine: memory, devices and disk at one instant",
 		Long: "Save a running machine: memory, devices and disk at one instant. The guest stands still for some milliseconds, whatever its\n" +
-			"memory; what is told as its pause. A checkpoint holds what differs from the one before.",
+			"memory; what is told as its pause. A checkpoint holds what differs from the one before.\n\n" +
+			"With --additions exec the guest's agent is asked to freeze the file systems around it, for a second at most: then all that was\n" +
+			"written is on the disk. Else, or where it does not answer, the disk is as after a power cut.",
 		Args: oneArg("NAME"),
 		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
 			req.Name = args[0]
@@ -32,6 +34,7 @@ func (a *app) checkpointCmd() *cobra.Command {
 	}
 	c.Flags().StringVar(&req.Label, "label", "", "what to call it, as `text`")
 	c.Flags().BoolVar(&req.Stable, "stable", false, "mark it as a state to fall back to")
+	c.Flags().BoolVar(&req.AsItIs, "as-it-is", false, "do not have the guest's agent freeze the file systems")
 	c.AddCommand(a.checkpointMarkCmd(), a.checkpointRmCmd())
 	return c
 }
@@ -43,7 +46,10 @@ func (a *app) printCheckpoint(c *vigiav1.Checkpoint) error {
 	if c.GetWhy() != "" {
 		a.note("the guest stood still while its memory was copied: %s", c.GetWhy())
 	}
-	return a.printf("%s pause %.1f ms, on disk after %.0f ms, %s\n", plain(c.GetId()), c.GetPauseMs(), c.GetTookMs(), formatSize(uint64(c.GetBytes())))
+	if c.GetDiskWhy() != "" {
+		a.note("the disk is as after a power cut: %s", c.GetDiskWhy())
+	}
+	return a.printf("%s pause %.1f ms, on disk after %.0f ms, %s, disk %s\n", plain(c.GetId()), c.GetPauseMs(), c.GetTookMs(), formatSize(uint64(c.GetBytes())), plain(c.GetDisk()))
 }
 
 func (a *app) checkpointMarkCmd() *cobra.Command {
@@ -111,7 +117,7 @@ func (a *app) checkpointsCmd() *cobra.Command {
 			if a.json() {
 				return printList(a, list)
 			}
-			t := newTable("ID", "MACHINE", "TIME", ">PAUSE", ">SIZE", "PARENT", "LABEL")
+			t := newTable("ID", "MACHINE", "TIME", ">PAUSE", ">SIZE", "DISK", "PARENT", "LABEL")
 			for _, c := range list {
 				label := c.GetLabel()
 				if c.GetStable() {
@@ -120,7 +126,7 @@ func (a *app) checkpointsCmd() *cobra.Command {
 				if c.GetDamaged() != "" {
 					label = "DAMAGED: " + c.GetDamaged()
 				}
-				t.add(c.GetId(), c.GetMachine(), a.when(c.GetTime()), fmt.Sprintf("%.1f ms", c.GetPauseMs()), formatSize(uint64(c.GetBytes())), c.GetParent(), label)
+				t.add(c.GetId(), c.GetMachine(), a.when(c.GetTime()), fmt.Sprintf("%.1f ms", c.GetPauseMs()), formatSize(uint64(c.GetBytes())), c.GetDisk(), c.GetParent(), label)
 			}
 			return a.printTable(t)
 		}),

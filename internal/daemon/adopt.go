@@ -109,6 +109,7 @@ func (d *Daemon) adopt(m *machine) {
 	d.bus.emit(m.name(), event.MachineStarted, event.Fields{"accelerator": ref.Accelerator, "pid": int64(qemu.PID), "adopted": true})
 	d.catchUp(m)
 	d.spawn(func() { d.oversee(m, r) })
+	m.arrive(r)
 	switch ref.Asked { // a stop that the last daemon began
 	case vm.EndedStopped:
 		d.spawn(func() { m.shutDown(d.ctx, r, graceTime) })

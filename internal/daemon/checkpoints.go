@@ -89,7 +89,7 @@ func (c *checkpointMaking) take(ctx context.Context, label string, stable bool) 
 		return c.record, err
 	}
 	c.d.bus.emit(c.name(), event.CheckpointCreated, event.Fields{"id": string(c.record.ID), "label": label, "parent": string(c.record.Parent),
-		"pause": c.record.PauseSeconds, "seconds": c.record.Seconds, "bytes": c.record.Bytes(), "how": c.record.How, "disk": c.record.Disk,
+		"pause": c.record.PauseSeconds, "seconds": c.record.Seconds, "bytes": c.record.Bytes(), "how": c.record.How, "disk": c.record.Disk, "disk_why": c.record.DiskWhy, "frozen": c.record.FrozenSeconds,
 		"sum": c.record.MemorySum})
 	return c.record, nil
 }
@@ -132,6 +132,7 @@ func (c *checkpointMaking) save(ctx context.Context, paused bool) (err error) {
 	if err != nil {
 		return err
 	}
+	c.frozen(done)
 	r := &c.record
 	r.PauseSeconds, r.Seconds, r.Pages = done.PauseSeconds, saved.Seconds, saved.Pages
 	r.MemoryBytes, r.MemorySum = saved.Bytes, saved.Sum
@@ -149,7 +150,7 @@ func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles, paus
 	}
 	defer overlay.Close()
 	c.record.Time = time.Now().UTC()
-	ask := link.Checkpoint{Stay: paused, Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
+	ask := link.Checkpoint{Stay: paused, Freeze: c.freezes(ctx), Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
 	_, err = c.callGuard(ctx, link.CallCheckpoint, ask, &done, files.toQEMU, files.toKeeper, overlay)
 	if err != nil { // the guard died, or another has come: what is in use is asked for
 		return done, errors.Join(err, c.recoverLayers(ctx))

@@ -414,6 +414,7 @@ func (l *launch) letGo(ctx context.Context) error {
 func (l *launch) settle(ctx context.Context) error {
 	l.mu.Lock()
 	before := l.rec
+	l.state.Arriving = l.rec.Resume
 	l.rec.Run, l.rec.Failed, l.rec.Ended, l.rec.Reason, l.rec.Paused = &l.state, false, vm.EndedNone, "", false
 	l.rec.Resume = ""
 	err := l.save(ctx)
@@ -430,6 +431,7 @@ func (l *launch) settle(ctx context.Context) error {
 	l.d.bus.emit(l.name(), event.MachineStarted, event.Fields{"accelerator": l.state.Accelerator, "pid": int64(l.qemu.PID)})
 	l.d.spawn(func() { l.d.oversee(l.machine, r) })
 	l.d.watchReplay(l.machine, r)
+	l.arrive(r)
 	return nil
 }
 

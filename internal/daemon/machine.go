@@ -70,8 +70,9 @@ type runState struct {
 	InForce     map[string][]jail.Measure `json:"in_force"`
 	Probe       string                    `json:"probe,omitempty"` // why QEMU has no plugin; empty: it has
 	PrivateRAM  bool                      `json:"private_ram,omitempty"`
-	Shared      checkpoint.ID             `json:"shared,omitempty"` // whose memory's file it has mapped
-	Asked       vm.Ended                  `json:"asked,omitempty"`  // the end that was asked for: stopped or forced
+	Shared      checkpoint.ID             `json:"shared,omitempty"`   // whose memory's file it has mapped
+	Arriving    checkpoint.ID             `json:"arriving,omitempty"` // which it goes on from, until its guest was helped
+	Asked       vm.Ended                  `json:"asked,omitempty"`    // the end that was asked for: stopped or forced
 }
 
 // worked notes a worker that took its place.

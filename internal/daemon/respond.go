@@ -156,7 +156,7 @@ func (d *Daemon) act(ctx context.Context, p policy.Decision, response string) er
 	case "quarantine":
 		return m.quarantine(ctx, p.Rule, p.Time)
 	case "checkpoint":
-		_, err := m.checkpoint(ctx, event.Text([]byte("rule "+p.Rule)), false)
+		_, err := m.checkpoint(withoutFreezing(ctx), event.Text([]byte("rule "+p.Rule)), false)
 		return err
 	case "rollback":
 		to, err := m.stable()

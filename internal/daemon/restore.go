@@ -142,6 +142,7 @@ func (m *machine) rollback(ctx context.Context, to checkpoint.Record, reason str
 	if err := m.startLocked(ctx); err != nil {
 		return err
 	}
+	m.awaitArrival(ctx)
 	m.d.bus.emit(m.name(), event.CheckpointRestored, event.Fields{"id": string(to.ID), "label": to.Label, "taken": time.Since(to.Time).Seconds(),
 		"seconds": time.Since(began).Seconds(), "reason": reason})
 	return nil
@@ -237,6 +238,7 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 		d.remove(context.WithoutCancel(ctx), m)
 		return nil, err
 	}
+	m.awaitArrival(ctx)
 	d.bus.emit(m.name(), event.CloneCreated, event.Fields{"checkpoint": string(from.ID), "from": from.Name, "from_id": string(from.Machine),
 		"seconds": time.Since(began).Seconds(), "connected": o.connect})
 	return m, nil

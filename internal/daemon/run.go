@@ -19,6 +19,7 @@ type run struct {
 	qemu     *jail.Process
 	ended    chan struct{} // closed once everything is put away
 	replaced []time.Time   // when workers were replaced
+	arrived  chan struct{} // closed once a guest that goes on from a checkpoint was helped; nil: it booted
 }
 
 // Replacements of workers that die again and again end: the machine is then stopped, since nobody guards it.

@@ -40,6 +40,9 @@ func (s checkpointsServer) Take(ctx context.Context, r *connect.Request[vigiav1.
 	if err != nil {
 		return nil, err
 	}
+	if r.Msg.AsItIs {
+		ctx = withoutFreezing(ctx)
+	}
 	rec, err := m.checkpoint(ctx, r.Msg.Label, r.Msg.Stable)
 	if err != nil {
 		return nil, err
@@ -222,5 +225,5 @@ func shown(r checkpoint.Record) *vigiav1.Checkpoint {
 	return &vigiav1.Checkpoint{Id: string(r.ID), Machine: r.Name, MachineId: string(r.Machine), Time: timestamppb.New(r.Time), Label: r.Label,
 		Stable: r.Stable, Parent: string(r.Parent), PauseMs: r.PauseSeconds * 1000, TookMs: r.Seconds * 1000, Bytes: r.Bytes(),
 		MemoryBytes: r.MemoryBytes, DevicesBytes: r.DevicesBytes, DiskBytes: r.DiskBytes, Pages: r.Pages, How: r.How, Why: r.Why,
-		Disk: r.Disk, Image: r.Spec.Image, MachineMemoryBytes: r.Spec.Memory}
+		Disk: r.Disk, DiskWhy: r.DiskWhy, FrozenMs: r.FrozenSeconds * 1000, Image: r.Spec.Image, MachineMemoryBytes: r.Spec.Memory}
 }

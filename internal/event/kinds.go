@@ -205,7 +205,8 @@ var Kinds = map[Kind]Schema{
 
 	CheckpointCreated: {"a machine was saved", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"parent", String, "the checkpoint on whose memory it lies"},
 		{"pause", Float, "how long the guest stood still"}, {"seconds", Float, "until all of it was on the disk"}, {"bytes", Int, "on the disk"},
-		{"how", String, "protected: copied while the guest ran; copied: while it stood still"}, {"disk", String, "crash-consistent, or how it was frozen"},
+		{"how", String, "protected: copied while the guest ran; copied: while it stood still"}, {"disk", String, "crash-consistent, or frozen: held still by the guest's agent"},
+		{"disk_why", String, "why the agent, which was asked, did not freeze it"}, {"frozen", Float, "for how long the guest could not write"},
 		{"sum", String, "of its memory's index: a checkpoint without this sum is another"}}},
 	CheckpointFailed:   {"a machine could not be saved; it goes on", []Field{{"reason", String, "why not"}}},
 	CheckpointRemoved:  {"a checkpoint was deleted", []Field{{"id", String, "the checkpoint"}}},

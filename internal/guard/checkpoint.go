@@ -105,7 +105,7 @@ func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, 
 	// From here on the daemon's leaving changes nothing: half of this must not remain.
 	ctx, cancel := context.WithTimeout(g.ctx, 3*instantTime)
 	defer cancel()
-	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay}
+	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay, freeze: c.Freeze && !c.Stay && g.agent != nil}
 	pause, err := i.take(ctx, c.Stay)
 	if i.frozen == nil {
 		overlay.Close()
@@ -114,6 +114,7 @@ func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, 
 	if err != nil {
 		done.Failed = err.Error()
 	}
+	i.files.tell(&done)
 	return link.Response{Body: done}, nil
 }
 
@@ -138,6 +139,8 @@ type instant struct {
 	keeper  *link.Conn
 	devices *os.File
 	overlay *os.File
+	freeze  bool    // ask the guest to hold its file systems still
+	files   *frozen // how they stood; nil where it was not asked
 	next    *volume.Next
 	frozen  <-chan error // once the overlays are swapped: what was on top is frozen on the disk
 }
@@ -155,6 +158,10 @@ func (i *instant) take(ctx context.Context, stay bool) (pause time.Duration, err
 		return 0, err
 	}
 	defer i.m.TakeBack(ctx, fd)
+	if i.freeze {
+		i.files = freeze(ctx, i.g.agent, disk.vol)
+		defer i.files.thaw(i.g.ctx) // also where nothing comes of it
+	}
 	began := time.Now()
 	if !stay {
 		if err := i.m.Pause(ctx); err != nil {
@@ -170,6 +177,7 @@ func (i *instant) take(ctx context.Context, stay bool) (pause time.Duration, err
 		}
 	}
 	pause = time.Since(began)
+	i.files.thaw(i.g.ctx)
 	if i.frozen != nil {
 		disk.overlay.Store(i.overlay)
 		err = errors.Join(err, <-i.frozen)
@@ -185,6 +193,7 @@ func (i *instant) still(ctx context.Context, fd machine.FD) error {
 	if _, err := i.keeper.Call(ctx, link.CallArm, nil, nil); err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
+	i.files.look()
 	var err error
 	_, i.frozen, err = i.g.disk.vol.Swap(i.next)
 	return err

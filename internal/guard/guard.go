@@ -161,6 +161,7 @@ func init() {
 		link.CallTakeBack:    (*Guard).takeBack,
 		link.CallCheckpoint:  (*Guard).checkpoint,
 		link.CallIncoming:    (*Guard).incoming,
+		link.CallArrive:      (*Guard).arrive,
 		link.CallMemory:      (*Guard).memory,
 	}
 }
@@ -209,6 +210,9 @@ func (g *Guard) open(files map[string]*os.File) error {
 	}
 	if g.disk, err = openDisk(files, g.cfg.Watch, g.out.Emit, g.flood); err != nil {
 		return fmt.Errorf("disk: %w", err)
+	}
+	if g.agent != nil && g.cfg.Running { // the guard before may have died in the middle of a checkpoint
+		go thaw(g.ctx, g.agent, 3, thawWait)
 	}
 	g.ram = files[link.FileRAM]
 	g.views = newViews(g.cfg, g.ram, files[link.FileProfile], files[link.FileReference], files[link.FileModules])

@@ -17,6 +17,7 @@ const (
 	CallTakeBack   = "take-back"  // Handed: QEMU closes it
 	CallCheckpoint = "checkpoint" // Checkpoint, with the files named there → Checkpointed
 	CallIncoming   = "incoming"   // with a file of devices' state: QEMU, which waits for it, loads it
+	CallArrive     = "arrive"     // Arrive, once the guest that was loaded runs → Arrived
 	CallMemory     = "memory"     // Memory, with /proc/PID/mem of a QEMU whose memory is private
 )
 
@@ -78,8 +79,9 @@ type Handed struct {
 // Checkpoint asks for the instant. Files: FileDevices, FileKeeper and, for the disk, FileOverlay, which takes the writes
 // from then on.
 type Checkpoint struct {
-	Stay  bool     `json:"stay"` // the guest is paused and stays so
-	Files []string `json:"files"`
+	Stay   bool     `json:"stay"`   // the guest is paused and stays so
+	Freeze bool     `json:"freeze"` // its file systems too, where its agent does that
+	Files  []string `json:"files"`
 }
 
 // Checkpointed says how it went. Swapped is told with an error too: the disk's overlay is frozen, whatever failed then.
@@ -87,6 +89,20 @@ type Checkpointed struct {
 	PauseSeconds float64 `json:"pause_seconds"` // QEMU stood still for so long
 	Swapped      bool    `json:"swapped"`
 	Failed       string  `json:"failed"` // why there is no checkpoint; empty: there is
+
+	Frozen        bool    `json:"frozen"`         // the guest's file systems were
+	NotFrozen     string  `json:"not_frozen"`     // why not, where its agent was asked
+	FrozenSeconds float64 `json:"frozen_seconds"` // from asking until they were thawed
+}
+
+// Arrive is told of a guest that goes on from a checkpoint.
+type Arrive struct {
+	Frozen bool `json:"frozen"` // it was saved with its file systems held still
+}
+
+// Arrived says what was done for it.
+type Arrived struct {
+	Thawed bool `json:"thawed"`
 }
 
 // Memory says where QEMU has mapped its guest's memory.

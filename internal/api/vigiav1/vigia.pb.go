@@ -4295,7 +4295,8 @@ type TakeCheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Label         string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
-	Stable        bool                   `protobuf:"varint,3,opt,name=stable,proto3" json:"stable,omitempty"` // a state to fall back to
+	Stable        bool                   `protobuf:"varint,3,opt,name=stable,proto3" json:"stable,omitempty"`                 // a state to fall back to
+	AsItIs        bool                   `protobuf:"varint,4,opt,name=as_it_is,json=asItIs,proto3" json:"as_it_is,omitempty"` // the guest's agent is not asked to freeze the file systems
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4347,6 +4348,13 @@ func (x *TakeCheckpointRequest) GetLabel() string {
 func (x *TakeCheckpointRequest) GetStable() bool {
 	if x != nil {
 		return x.Stable
+	}
+	return false
+}
+
+func (x *TakeCheckpointRequest) GetAsItIs() bool {
+	if x != nil {
+		return x.AsItIs
 	}
 	return false
 }
@@ -4912,10 +4920,12 @@ type Checkpoint struct {
 	Pages              int64                  `protobuf:"varint,14,opt,name=pages,proto3" json:"pages,omitempty"` // of memory, in it
 	How                string                 `protobuf:"bytes,15,opt,name=how,proto3" json:"how,omitempty"`      // protected: copied while the guest ran; copied: while it stood still
 	Why                string                 `protobuf:"bytes,16,opt,name=why,proto3" json:"why,omitempty"`      // why not protected
-	Disk               string                 `protobuf:"bytes,17,opt,name=disk,proto3" json:"disk,omitempty"`    // crash-consistent, or frozen by the guest's own word
+	Disk               string                 `protobuf:"bytes,17,opt,name=disk,proto3" json:"disk,omitempty"`    // crash-consistent, or frozen: held still by the guest's agent
 	Image              string                 `protobuf:"bytes,18,opt,name=image,proto3" json:"image,omitempty"`
 	MachineMemoryBytes uint64                 `protobuf:"varint,19,opt,name=machine_memory_bytes,json=machineMemoryBytes,proto3" json:"machine_memory_bytes,omitempty"`
-	Damaged            string                 `protobuf:"bytes,20,opt,name=damaged,proto3" json:"damaged,omitempty"` // what is wrong with it
+	Damaged            string                 `protobuf:"bytes,20,opt,name=damaged,proto3" json:"damaged,omitempty"`                     // what is wrong with it
+	DiskWhy            string                 `protobuf:"bytes,21,opt,name=disk_why,json=diskWhy,proto3" json:"disk_why,omitempty"`      // why the guest's agent, which was asked, did not freeze it
+	FrozenMs           float64                `protobuf:"fixed64,22,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"` // for how long the guest could not write
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -5088,6 +5098,20 @@ func (x *Checkpoint) GetDamaged() string {
 		return x.Damaged
 	}
 	return ""
+}
+
+func (x *Checkpoint) GetDiskWhy() string {
+	if x != nil {
+		return x.DiskWhy
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetFrozenMs() float64 {
+	if x != nil {
+		return x.FrozenMs
+	}
+	return 0
 }
 
 var File_vigia_v1_vigia_proto protoreflect.FileDescriptor
@@ -5452,11 +5476,12 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1b\n" +
 	"\tstate_dir\x18\x03 \x01(\tR\bstateDir\x12 \n" +
 	"\vaccelerator\x18\x04 \x01(\tR\vaccelerator\x124\n" +
-	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"Y\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"s\n" +
 	"\x15TakeCheckpointRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x16\n" +
-	"\x06stable\x18\x03 \x01(\bR\x06stable\"#\n" +
+	"\x06stable\x18\x03 \x01(\bR\x06stable\x12\x18\n" +
+	"\bas_it_is\x18\x04 \x01(\bR\x06asItIs\"#\n" +
 	"\x11CheckpointRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\",\n" +
 	"\x16ListCheckpointsRequest\x12\x12\n" +
@@ -5500,7 +5525,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\aconnect\x18\x04 \x01(\bR\aconnect\x12\x14\n" +
 	"\x05owner\x18\x05 \x01(\tR\x05owner\x12\x18\n" +
 	"\apurpose\x18\x06 \x01(\tR\apurpose\x12\x10\n" +
-	"\x03ttl\x18\a \x01(\tR\x03ttl\"\xac\x04\n" +
+	"\x03ttl\x18\a \x01(\tR\x03ttl\"\xe4\x04\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -5525,7 +5550,9 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04disk\x18\x11 \x01(\tR\x04disk\x12\x14\n" +
 	"\x05image\x18\x12 \x01(\tR\x05image\x120\n" +
 	"\x14machine_memory_bytes\x18\x13 \x01(\x04R\x12machineMemoryBytes\x12\x18\n" +
-	"\adamaged\x18\x14 \x01(\tR\adamaged2\xc8\b\n" +
+	"\adamaged\x18\x14 \x01(\tR\adamaged\x12\x19\n" +
+	"\bdisk_why\x18\x15 \x01(\tR\adiskWhy\x12\x1b\n" +
+	"\tfrozen_ms\x18\x16 \x01(\x01R\bfrozenMs2\xc8\b\n" +
 	"\bMachines\x12.\n" +
 	"\x03Run\x12\x14.vigia.v1.RunRequest\x1a\x11.vigia.v1.Machine\x12E\n" +
 	"\x04List\x12\x1d.vigia.v1.ListMachinesRequest\x1a\x1e.vigia.v1.ListMachinesResponse\x123\n" +

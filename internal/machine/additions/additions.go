@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -43,13 +42,27 @@ func (e *Error) Error() string { return "guest agent: " + e.Desc }
 
 // Agent is the connection to one guest's agent. Calls are made one at a time.
 type Agent struct {
-	mu   sync.Mutex
+	turn chan struct{} // holds one token: whoever has it speaks
 	conn net.Conn
 	in   *bufio.Reader
 }
 
 // New makes an agent of the channel's connection. Nothing is sent until the first call.
-func New(conn net.Conn) *Agent { return &Agent{conn: conn, in: bufio.NewReaderSize(conn, 4<<10)} }
+func New(conn net.Conn) *Agent {
+	a := &Agent{turn: make(chan struct{}, 1), conn: conn, in: bufio.NewReaderSize(conn, 4<<10)}
+	a.turn <- struct{}{}
+	return a
+}
+
+// take waits for the turn to speak, as long as ctx lasts: another's call may wait minutes for its answer.
+func (a *Agent) take(ctx context.Context) (giveBack func(), err error) {
+	select {
+	case <-a.turn:
+		return func() { a.turn <- struct{}{} }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w (it is busy with another call)", ErrNoAgent)
+	}
+}
 
 // Close ends the channel.
 func (a *Agent) Close() error { return a.conn.Close() }
@@ -202,12 +215,15 @@ func (a *Agent) ReadFile(ctx context.Context, path string, dst io.Writer, limit 
 
 // Shutdown asks the guest to power itself off. The agent does not answer this one when it succeeds.
 func (a *Agent) Shutdown(ctx context.Context) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	giveBack, err := a.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
 	if err := a.sync(ctx); err != nil {
 		return err
 	}
-	return a.send("guest-shutdown", map[string]any{"mode": "powerdown"})
+	return a.send(ctx, "guest-shutdown", map[string]any{"mode": "powerdown"})
 }
 
 // Ping reports whether an agent answers.
@@ -215,28 +231,37 @@ func (a *Agent) Ping(ctx context.Context) error { return a.call(ctx, "guest-ping
 
 // call synchronizes the channel, which may hold answers of an agent that was restarted, and asks.
 func (a *Agent) call(ctx context.Context, command string, args map[string]any, out any) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := a.sync(ctx); err != nil {
-		return err
+	_, err := a.asked(ctx, command, args, out)
+	return err
+}
+
+// asked is call, and says whether the guest may have heard the command: what fails before is as if it was never asked.
+func (a *Agent) asked(ctx context.Context, command string, args map[string]any, out any) (heard bool, err error) {
+	giveBack, err := a.take(ctx)
+	if err != nil {
+		return false, err
 	}
-	if err := a.send(command, args); err != nil {
-		return err
+	defer giveBack()
+	if err := a.sync(ctx); err != nil {
+		return false, err
+	}
+	if err := a.send(ctx, command, args); err != nil {
+		return true, err
 	}
 	answer, err := a.receive(ctx, 5*time.Minute)
 	if err != nil {
-		return err
+		return true, err
 	}
 	if out == nil {
-		return nil
+		return true, nil
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
-		return fmt.Errorf("%w: %s: %v", ErrProtocol, command, err)
+		return true, fmt.Errorf("%w: %s: %v", ErrProtocol, command, err)
 	}
-	return nil
+	return true, nil
 }
 
-func (a *Agent) send(command string, args map[string]any) error {
+func (a *Agent) send(ctx context.Context, command string, args map[string]any) error {
 	b, err := json.Marshal(struct {
 		Execute   string         `json:"execute"`
 		Arguments map[string]any `json:"arguments,omitempty"`
@@ -244,7 +269,7 @@ func (a *Agent) send(command string, args map[string]any) error {
 	if err != nil {
 		return err
 	}
-	a.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	a.conn.SetWriteDeadline(deadline(ctx, 10*time.Second))
 	if _, err := a.conn.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("%w (%v)", ErrNoAgent, err)
 	}
@@ -257,11 +282,11 @@ func (a *Agent) sync(ctx context.Context) error {
 	var b [8]byte
 	rand.Read(b[:])
 	want := int64(binary.LittleEndian.Uint64(b[:]) >> 2)
-	a.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	a.conn.SetWriteDeadline(deadline(ctx, 10*time.Second))
 	if _, err := a.conn.Write([]byte{0xff}); err != nil {
 		return fmt.Errorf("%w (%v)", ErrNoAgent, err)
 	}
-	if err := a.send("guest-sync-delimited", map[string]any{"id": want}); err != nil {
+	if err := a.send(ctx, "guest-sync-delimited", map[string]any{"id": want}); err != nil {
 		return err
 	}
 	for range 100 {
@@ -284,16 +309,17 @@ func (a *Agent) sync(ctx context.Context) error {
 	return fmt.Errorf("%w: it does not synchronize", ErrProtocol)
 }
 
-func (a *Agent) deadline(ctx context.Context, most time.Duration) {
+// deadline is when to give up: after most, or with ctx where that ends before.
+func deadline(ctx context.Context, most time.Duration) time.Time {
 	t := time.Now().Add(most)
 	if d, ok := ctx.Deadline(); ok && d.Before(t) {
 		t = d
 	}
-	a.conn.SetReadDeadline(t)
+	return t
 }
 
 func (a *Agent) skipTo(ctx context.Context, mark byte) error {
-	a.deadline(ctx, 10*time.Second)
+	a.conn.SetReadDeadline(deadline(ctx, 10*time.Second))
 	for range maxAnswer {
 		b, err := a.in.ReadByte()
 		if err != nil {
@@ -307,7 +333,7 @@ func (a *Agent) skipTo(ctx context.Context, mark byte) error {
 }
 
 func (a *Agent) receive(ctx context.Context, most time.Duration) (json.RawMessage, error) {
-	a.deadline(ctx, most)
+	a.conn.SetReadDeadline(deadline(ctx, most))
 	var line []byte
 	for {
 		part, err := a.in.ReadSlice('\n')

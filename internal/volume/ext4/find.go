@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,19 @@ type Filesystem struct {
 
 // Named says whether a Tracker can name the files on it.
 func (f Filesystem) Named() bool { return f.Kind == "ext2" || f.Kind == "ext3" || f.Kind == "ext4" }
+
+// JournalOpen says whether what was last changed lies in the journal only: so it is while it is mounted and not frozen, and after a
+// crash. It reads the superblock, as it is now. A file system without such a journal is never open.
+func (f Filesystem) JournalOpen(r io.ReaderAt) (bool, error) {
+	if f.Kind != "ext3" && f.Kind != "ext4" {
+		return false, nil
+	}
+	b, err := peek(r, f, superOffset+0x60, 4) // s_feature_incompat
+	if err != nil || len(b) < 4 {
+		return false, cmp.Or(err, ErrNotExt4)
+	}
+	return le.Uint32(b)&incompatRecover != 0, nil
+}
 
 const (
 	maxPartitions = 256
