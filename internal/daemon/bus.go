@@ -32,6 +32,8 @@ type bus struct {
 	now    func() time.Time
 	log    *slog.Logger
 	decide func(policy.Decision) // carries a decision out; must not block
+	// panicked is told of a guest that stands still in a panic, and what rules decided on it; must not block.
+	panicked func(machine string, decisions []policy.Decision)
 
 	mu      sync.Mutex
 	seq     uint64
@@ -76,7 +78,8 @@ type reader struct {
 
 func newBus(source string, log *slog.Logger) *bus {
 	return &bus{source: source, now: time.Now, log: log, engine: policy.NewEngine(nil), last: map[string]uint64{},
-		waits: map[string]*share{}, wake: make(chan struct{}, 1), readers: map[*reader]bool{}, decide: func(policy.Decision) {}}
+		waits: map[string]*share{}, wake: make(chan struct{}, 1), readers: map[*reader]bool{}, decide: func(policy.Decision) {},
+		panicked: func(string, []policy.Decision) {}}
 }
 
 // recall learns from the ledger's end which events of workers that still live are there already.
@@ -140,16 +143,24 @@ func eachRecent(ctx context.Context, l *ledger.Log, f func(event.Event)) error {
 func (b *bus) emit(machine string, kind event.Kind, fields event.Fields) event.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	e, _ := b.emitThen(machine, kind, fields, nil)
+	return e
+}
+
+// ask is emit for what is told before it is done: it returns what the rules decide on that very event.
+func (b *bus) ask(machine string, kind event.Kind, fields event.Fields) (event.Event, []policy.Decision) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	return b.emitThen(machine, kind, fields, nil)
 }
 
 // emitThen emits with the lock held, and calls sealed once the event is in the ledger.
-func (b *bus) emitThen(machine string, kind event.Kind, fields event.Fields, sealed func(uint64)) event.Event {
+func (b *bus) emitThen(machine string, kind event.Kind, fields event.Fields, sealed func(uint64)) (event.Event, []policy.Decision) {
 	b.seq++
 	e := event.Event{ID: event.MakeID(b.source, b.seq), Machine: machine, Time: b.now().UTC(), Kind: kind, Fields: fields}
-	b.take(e, sealed)
+	decisions := b.take(e, sealed)
 	b.count()
-	return e
+	return e, decisions
 }
 
 // deliver takes a worker's batch. machine is what the daemon knows the worker to guard: a worker that was taken over
@@ -194,7 +205,7 @@ func saysOf(worker string, kind event.Kind) bool {
 	}
 	switch area {
 	case "machine":
-		return kind == event.MachineRebooted
+		return kind == event.MachineRebooted || kind == event.MachinePanicked
 	case "net", "policy", "response", "access", "incident", "vigia":
 		return false
 	}
@@ -213,10 +224,21 @@ func (b *bus) again(source string, seq uint64, ack func(uint64)) {
 }
 
 // take is called with the lock held, so that rules, ledger and readers see one order.
-func (b *bus) take(e event.Event, ack func(uint64)) {
-	for _, d := range b.engine.Event(e) {
-		b.decide(d)
+func (b *bus) take(e event.Event, ack func(uint64)) []policy.Decision {
+	decisions := b.engine.Event(e)
+	if e.Kind == event.MachinePanicked {
+		b.panicked(e.Machine, decisions)
+	} else {
+		for _, d := range decisions {
+			b.decide(d)
+		}
 	}
+	b.keep(e, ack)
+	return decisions
+}
+
+// keep hands an event to the ledger and to readers.
+func (b *bus) keep(e event.Event, ack func(uint64)) {
 	entry, err := e.Marshal()
 	if err != nil {
 		b.log.Error("event does not keep to its kind", "kind", e.Kind, "error", err)

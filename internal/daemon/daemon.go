@@ -72,7 +72,6 @@ type Daemon struct {
 	accelerator string
 	started     time.Time
 	responses   chan policy.Decision
-	refusals    refusals
 	convert     convert.Worker
 
 	mu       sync.Mutex
@@ -215,7 +214,7 @@ func (d *Daemon) openLedger(back *undo) error {
 	rand.Read(b[:])
 	d.ledger = l
 	d.bus = newBus(hex.EncodeToString(b[:]), d.log)
-	d.bus.decide = d.decided
+	d.bus.decide, d.bus.panicked = d.decided, d.panicked
 	d.bus.budgets.day = d.opts.DayBudget
 	d.asked = event.NewFlood("daemon", func(e event.Event) { d.bus.emit(e.Machine, e.Kind, e.Fields) })
 	d.asked.Waiting = d.bus.hold

@@ -311,6 +311,10 @@ func (l *launch) startGate(ctx context.Context) error {
 	}
 	l.state.worked(w)
 	l.setWorker("gate", w)
+	if err := l.settleGate(ctx, w); err != nil { // quarantine may have been asked for while there was none
+		w.end()
+		return err
+	}
 	closeFiles(l.publish) // the gate has its own
 	l.publish = nil
 	l.back.push(func() {

@@ -46,6 +46,9 @@ type record struct {
 	Origin vm.ID `json:"origin,omitempty"`
 	Shares bool  `json:"shares,omitempty"`
 
+	// Turns are when rules last put the machine back or started it again (turns.go).
+	Turns []time.Time `json:"turns,omitempty"`
+
 	// Recording is of the last run, where the machine is recorded. Replays is whose recording this machine replays.
 	Recording *recording `json:"recording,omitempty"`
 	Replays   *replaying `json:"replays,omitempty"`
@@ -98,6 +101,7 @@ type machine struct {
 	cancelStart context.CancelCauseFunc // while it starts
 	removed     bool
 	why         string // why vigia itself ended QEMU
+	panicked    bool   // the guest stands still in a panic
 	run         *run   // nil: it does not run
 	guard       *worker
 	gate        *worker

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"vigia/internal/checkpoint"
@@ -20,7 +19,8 @@ import (
 
 // Before a machine is rolled back, what that brings back is told: two disks are compared by a confined process, the one of the
 // checkpoint and the present one. The present state is saved first, whole, and stays as a checkpoint: a rollback takes
-// nothing away that is yet to be looked at. A rule may refuse.
+// nothing away that is yet to be looked at. A rule may refuse. Whoever asks for a rollback, a person, a rule or a guest's panic, goes
+// this way; only a person may leave it out.
 
 // compareTime bounds a comparison. The longest part is the walk through two file systems.
 const compareTime = 5 * time.Minute
@@ -59,6 +59,29 @@ func (m *machine) reopens(ctx context.Context, to checkpoint.Record, vulnerabili
 	}
 	found.seconds = time.Since(began).Seconds()
 	return found, nil
+}
+
+// rollbackOrder says who wants a rollback, and how.
+type rollbackOrder struct {
+	reason          string
+	atOnce          bool // save nothing, list nothing and ask no rule
+	vulnerabilities string
+}
+
+// rollback puts a machine back to a checkpoint of its own line, once it is told what that brings back and no rule refuses it.
+func (m *machine) rollback(ctx context.Context, to checkpoint.Record, o rollbackOrder) (found reopening, err error) {
+	if err := m.canRollBack(to); err != nil {
+		return found, err
+	}
+	if !o.atOnce {
+		if found, err = m.reopens(ctx, to, o.vulnerabilities, "before the rollback to "+string(to.ID)); err != nil {
+			return found, err
+		}
+		if err := m.tellReopens(ctx, to, found); err != nil {
+			return found, err
+		}
+	}
+	return found, m.goBack(ctx, to, o.reason)
 }
 
 // openHoles opens the file of vulnerabilities that somebody named; nil where nobody did.
@@ -136,8 +159,9 @@ func (m *machine) openChain(layers []string) ([]*os.File, error) {
 	return files, nil
 }
 
-// tellReopens makes the event, and says which rule refuses the rollback because of it.
-func (m *machine) tellReopens(to checkpoint.Record, found reopening) error {
+// tellReopens makes the event, which the rules answer before anything is done: one that refuses ends the rollback, and one that
+// asks for quarantine has the machine cut off before it goes back, until somebody has read the list and released it.
+func (m *machine) tellReopens(ctx context.Context, to checkpoint.Record, found reopening) error {
 	count := map[inventory.Severity]int64{}
 	var worst []string
 	for _, i := range found.items {
@@ -146,27 +170,17 @@ func (m *machine) tellReopens(to checkpoint.Record, found reopening) error {
 			worst = append(worst, event.Text(fmt.Appendf(nil, "%s %s: %s: %.120s", i.Severity, i.Kind, i.Subject, i.Detail)))
 		}
 	}
-	m.d.refusals.forget(m.name())
-	m.d.bus.emit(m.name(), event.CheckpointReopens, event.Fields{"id": string(to.ID), "left": string(found.left.ID), "items": worst, "seconds": found.seconds,
+	e, decisions := m.d.bus.ask(m.name(), event.CheckpointReopens, event.Fields{"id": string(to.ID), "left": string(found.left.ID), "items": worst, "seconds": found.seconds,
 		"critical": count[inventory.Critical], "high": count[inventory.High], "medium": count[inventory.Medium], "low": count[inventory.Low]})
-	if rule := m.d.refusals.forget(m.name()); rule != "" {
-		return fmt.Errorf("the rule %s refuses to roll %s back, for what that would bring back: %w: see it with: vigia rollback %s %s --dry-run", rule, m.name(), errState, m.name(), to.ID)
+	for _, p := range decisions {
+		if slices.Contains(p.Respond, policy.Refuse) {
+			return fmt.Errorf("the rule %s refuses to roll %s back, for what that would bring back: %w: see it with: vigia rollback %s %s --dry-run", p.Rule, m.name(), errState, m.name(), to.ID)
+		}
+	}
+	for _, p := range decisions {
+		if slices.Contains(p.Respond, "quarantine") {
+			return m.quarantine(ctx, p.Rule, e.Time)
+		}
 	}
 	return nil
-}
-
-// refusals are the rules that forbid a rollback, by machine.
-type refusals struct{ sync.Map }
-
-// note keeps which rule refuses a machine's rollback: rules are asked while the event is told.
-func (r *refusals) note(p policy.Decision) {
-	if slices.Contains(p.Respond, policy.Refuse) {
-		r.Store(p.Machine, p.Rule)
-	}
-}
-
-func (r *refusals) forget(machine string) string {
-	rule, _ := r.LoadAndDelete(machine)
-	text, _ := rule.(string)
-	return text
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // Responses are what rules may ask for today.
-var Responses = []string{"alert", "checkpoint", "pause", "quarantine", policy.Refuse, "rollback", "stop"}
+var Responses = []string{"alert", "checkpoint", "pause", "quarantine", policy.Refuse, "restart", "rollback", "stop"}
 
 // loadRules reads the rules that come with vigia and the owner's. An owner's rule with a shipped rule's id takes its
 // place. A bad rule file ends a start: to run without a rule that somebody relies on would be worse.
@@ -87,7 +87,6 @@ func readRuleFile(file string) ([]policy.Rule, error) {
 
 // decided is called by the bus with its lock held: the alert becomes an event, the responses are queued.
 func (d *Daemon) decided(p policy.Decision) {
-	d.refusals.note(p)
 	select {
 	case d.responses <- p:
 	default:
@@ -126,11 +125,22 @@ func (d *Daemon) carryOutAll(ctx context.Context, p policy.Decision) {
 }
 
 func urgency(response string) int {
-	return slices.Index([]string{"quarantine", "pause", "checkpoint", "rollback", "stop", "alert"}, response)
+	return slices.Index([]string{"quarantine", "pause", "checkpoint", "rollback", "restart", "stop", "alert"}, response)
+}
+
+// patience is how long a response may take.
+func patience(response string) time.Duration {
+	switch response {
+	case "checkpoint":
+		return checkpointTime
+	case "rollback": // with saving and comparing what it leaves
+		return checkpointTime + compareTime + restoreTime
+	}
+	return 2 * time.Minute
 }
 
 func (d *Daemon) carryOut(ctx context.Context, p policy.Decision, response string) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience(response))
 	defer cancel()
 	err := d.act(ctx, p, response)
 	if err != nil && d.ctx.Err() != nil {
@@ -159,11 +169,9 @@ func (d *Daemon) act(ctx context.Context, p policy.Decision, response string) er
 		_, err := m.checkpoint(withoutFreezing(ctx), event.Text([]byte("rule "+p.Rule)), false)
 		return err
 	case "rollback":
-		to, err := m.stable()
-		if err != nil {
-			return err
-		}
-		return m.rollback(ctx, to, "rule "+p.Rule)
+		return m.rollbackByRule(ctx, p.Rule)
+	case "restart":
+		return m.restartByRule(ctx, p.Rule)
 	case "pause":
 		return m.pause(ctx, "rule "+p.Rule)
 	case "stop":

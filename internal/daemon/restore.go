@@ -105,8 +105,8 @@ func (m *machine) canRollBack(to checkpoint.Record) error {
 	return m.d.usable(to)
 }
 
-// rollback puts a machine back to a checkpoint of its own line: what it did since is gone.
-func (m *machine) rollback(ctx context.Context, to checkpoint.Record, reason string) error {
+// goBack puts a machine back to a checkpoint of its own line: what it did since is gone.
+func (m *machine) goBack(ctx context.Context, to checkpoint.Record, reason string) error {
 	if err := m.canRollBack(to); err != nil {
 		return err
 	}

@@ -211,7 +211,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	if m.page != nil {
 		m.page.Close()
 	}
-	m.run, m.guard, m.gate, m.ram, m.page, m.why = nil, nil, nil, nil, nil, ""
+	m.run, m.guard, m.gate, m.ram, m.page, m.why, m.panicked = nil, nil, nil, nil, nil, "", false
 	m.rec.Run, m.rec.Paused = nil, false
 	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
 	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU

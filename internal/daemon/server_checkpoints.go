@@ -130,22 +130,11 @@ func (s checkpointsServer) Rollback(ctx context.Context, r *connect.Request[vigi
 	if err != nil {
 		return nil, err
 	}
-	out := &vigiav1.RollbackResponse{}
-	if !r.Msg.AtOnce {
-		found, err := m.reopens(ctx, to, r.Msg.Vulnerabilities, "before the rollback to "+string(to.ID))
-		if err != nil {
-			return nil, err
-		}
-		out.Left, out.Reopens = string(found.left.ID), reopened(found.items)
-		if err := m.tellReopens(to, found); err != nil {
-			return nil, err
-		}
-	}
-	if err := m.rollback(ctx, to, "asked for"); err != nil {
+	found, err := m.rollback(ctx, to, rollbackOrder{reason: "asked for", atOnce: r.Msg.AtOnce, vulnerabilities: r.Msg.Vulnerabilities})
+	if err != nil {
 		return nil, err
 	}
-	out.Machine = m.show(ctx)
-	return connect.NewResponse(out), nil
+	return connect.NewResponse(&vigiav1.RollbackResponse{Machine: m.show(ctx), Left: string(found.left.ID), Reopens: reopened(found.items)}), nil
 }
 
 // Reopens compares and leaves all as it is: what it saved of the present state is removed again.

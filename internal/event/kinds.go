@@ -65,6 +65,7 @@ const (
 	MachineResumed  Kind = "machine.resumed"
 	MachineRemoved  Kind = "machine.removed"
 	MachineRebooted Kind = "machine.rebooted"
+	MachinePanicked Kind = "machine.panicked"
 
 	DiskRead    Kind = "disk.read"
 	DiskWrite   Kind = "disk.write"
@@ -162,6 +163,7 @@ var Kinds = map[Kind]Schema{
 	MachineResumed:  {"a machine goes on", []Field{{"reason", String, "who or what resumed it"}}},
 	MachineRemoved:  {"a machine and its disk were deleted", nil},
 	MachineRebooted: {"the guest rebooted", []Field{{"count", Int, "how often, where coalesced"}}},
+	MachinePanicked: {"the guest's kernel panicked: it stands still until what rules ask for is done, and is ended then", []Field{{"reason", String, "how it was seen"}, {"count", Int, "how many like it, where coalesced"}}},
 
 	DiskRead: {"the guest read disk blocks of a file", []Field{
 		{"path", String, "the file; empty in a count of unwatched ones"}, {"inode", Int, "its inode number"}, {"fstype", String, "file system"},
@@ -228,7 +230,7 @@ var Kinds = map[Kind]Schema{
 
 	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},
 		{"events", List, "ids of the events that fulfilled it"}, {"respond", List, "the responses it asks for"}}},
-	ResponseDone:   {"a response was carried out", []Field{{"response", String, "alert, checkpoint, pause, quarantine, rollback or stop"}, {"rule", String, "the rule that asked for it"}, {"seconds", Float, "from the rule's last event to done"}}},
+	ResponseDone:   {"a response was carried out", []Field{{"response", String, "alert, checkpoint, pause, quarantine, restart, rollback or stop"}, {"rule", String, "the rule that asked for it"}, {"seconds", Float, "from the rule's last event to done"}}},
 	ResponseFailed: {"a response could not be carried out", []Field{{"response", String, "which one"}, {"rule", String, "the rule that asked for it"}, {"reason", String, "why not"}, {"count", Int, "how many like it, where coalesced"}}},
 	QuarantineOn:   {"a machine was cut off the network", []Field{{"rule", String, "the rule, empty where a person did it"}, {"flows", Int, "open flows that were cut"}, {"seconds", Float, "from the rule's last event until the network was cut"}}},
 	QuarantineOff:  {"a machine was let back on the network", nil},

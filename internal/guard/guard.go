@@ -56,6 +56,7 @@ type Guard struct {
 	monitor    *machine.Monitor
 	monitorErr error
 	monitorUp  chan struct{} // closed once monitor or monitorErr is there
+	held       chan struct{} // the daemon's word that a guest in panic is needed still
 }
 
 // Main is `vigia guard`: it confines itself and serves daemons until it is ended.
@@ -71,7 +72,7 @@ func Main(version string) error {
 	if err != nil {
 		return err
 	}
-	g := &Guard{ctx: context.Background(), version: version, out: link.NewOutbox(""), monitorUp: make(chan struct{})}
+	g := &Guard{ctx: context.Background(), version: version, out: link.NewOutbox(""), monitorUp: make(chan struct{}), held: make(chan struct{}, 1)}
 	for _, m := range measures {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
@@ -141,6 +142,7 @@ func init() {
 		link.CallResume:      monitorCall((*machine.Monitor).Continue),
 		link.CallPowerDown:   (*Guard).powerDown,
 		link.CallQuit:        monitorCall((*machine.Monitor).Quit),
+		link.CallHold:        (*Guard).hold,
 		link.CallEnding:      (*Guard).ending,
 		link.CallGuardStatus: (*Guard).status,
 		link.CallRAM:         (*Guard).giveRAM,
@@ -250,7 +252,7 @@ func conn(files map[string]*os.File, name string) (net.Conn, error) {
 
 // connectMonitor waits for QEMU's greeting: it comes once QEMU runs.
 func (g *Guard) connectMonitor(c net.Conn) {
-	m, err := machine.NewMonitor(g.ctx, c, g.monitored, g.rebooted)
+	m, err := machine.NewMonitor(g.ctx, c, g.monitored, g.rebooted, g.standing)
 	g.mu.Lock()
 	g.monitor, g.monitorErr = m, err
 	g.mu.Unlock()
@@ -384,26 +386,6 @@ func (g *Guard) ending(ctx context.Context, r link.Request) (link.Response, erro
 	g.flood.Flush()
 	g.console.lines.end()
 	return link.Response{Body: m.Ending()}, nil
-}
-
-// panicked is told by the sampler of a panic that is seen in memory.
-func (g *Guard) panicked() bool {
-	if !g.views.panicked() {
-		return false
-	}
-	select {
-	case <-g.monitorUp:
-	default:
-		return false
-	}
-	if g.monitor == nil {
-		return false
-	}
-	g.monitor.Panicked("the guest's kernel panicked (seen in its memory)")
-	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
-	defer cancel()
-	g.monitor.Quit(ctx)
-	return true
 }
 
 func (g *Guard) watch(_ context.Context, r link.Request) (link.Response, error) {

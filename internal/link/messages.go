@@ -29,6 +29,7 @@ const (
 	CallResume      = "resume"
 	CallPowerDown   = "powerdown"
 	CallQuit        = "quit"
+	CallHold        = "hold"      // a guest that stands still after a panic is not ended yet
 	CallGuardStatus = "status"    // → GuardStatus
 	CallRAM         = "ram"       // → the RAM file's descriptor, for a guard to come
 	CallProcesses   = "processes" // the views, each with a pipe for its rows: ReadRows (rows.go, views.go)

@@ -86,7 +86,7 @@ func Args(c Config) []string {
 		"-smp", strconv.Itoa(c.Spec.CPUs), "-m", "size=" + mem + "b",
 		"-object", "memory-backend-file,id=ram,size=" + mem + ",mem-path=" + comma(c.Paths.RAM) + ",share=" + onOff(!c.PrivateRAM),
 		"-rtc", rtc(c),
-		"-action", "panic=shutdown,reboot=reset,shutdown=poweroff",
+		"-action", "panic=pause,reboot=reset,shutdown=poweroff",
 		"-kernel", c.Paths.Kernel, "-append", c.Cmdline,
 	}
 	args = append(args, jail.SandboxArgs...)

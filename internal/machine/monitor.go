@@ -24,6 +24,8 @@ type Monitor struct {
 	emit   func(event.Kind, event.Fields)
 	// Rebooted is called when the guest has reset its machine; it must not block.
 	rebooted func()
+	// panicked is called when the guest has panicked, and stands still; it must not block.
+	panicked func(how string)
 
 	mu     sync.Mutex
 	ending Ending
@@ -31,12 +33,12 @@ type Monitor struct {
 }
 
 // NewMonitor takes the QMP connection over and begins to follow QEMU's events.
-func NewMonitor(ctx context.Context, conn net.Conn, emit func(event.Kind, event.Fields), rebooted func()) (*Monitor, error) {
+func NewMonitor(ctx context.Context, conn net.Conn, emit func(event.Kind, event.Fields), rebooted func(), panicked func(how string)) (*Monitor, error) {
 	client, err := qmp.New(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	m := &Monitor{client: client, emit: emit, rebooted: rebooted, done: make(chan struct{})}
+	m := &Monitor{client: client, emit: emit, rebooted: rebooted, panicked: panicked, done: make(chan struct{})}
 	go m.follow()
 	return m, nil
 }
@@ -50,8 +52,11 @@ func (m *Monitor) follow() {
 				m.emit(event.MachineRebooted, nil)
 				m.rebooted()
 			}
-		case "GUEST_PANICKED", "GUEST_CRASHLOADED":
-			m.end(Ending{vm.EndedPanic, "the guest's kernel panicked"})
+		case "GUEST_PANICKED": // it stands still (Args: panic=pause)
+			m.Panicked("the guest's kernel panicked")
+			m.panicked("told by its panic device")
+		case "GUEST_CRASHLOADED": // a kernel of the guest's own takes over
+			m.Panicked("the guest's kernel panicked")
 		case "SHUTDOWN":
 			m.end(shutdown(e.Data))
 		}

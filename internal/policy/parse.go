@@ -170,8 +170,8 @@ func (r *reader) rule(n ast.Node, responses []string) Rule {
 		rule.Every = r.duration(v, "every")
 	}
 	r.responses(m, &rule, responses)
-	if slices.Contains(rule.Respond, Refuse) {
-		rule.Every = 0 // who asks a second time gets the same answer
+	if slices.Contains(rule.Respond, Refuse) || slices.Contains(rule.Kinds(), event.CheckpointReopens) {
+		rule.Every = 0 // what is told before it is done is asked each time
 	}
 	r.watched(m, &rule)
 	return rule

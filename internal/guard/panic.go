@@ -1,0 +1,75 @@
+package guard
+
+import (
+	"context"
+	"time"
+
+	"vigia/internal/event"
+	"vigia/internal/link"
+)
+
+// A guest whose kernel has panicked stands still, with all that it was in its memory, so that what rules ask for can be done: save it,
+// for one. A daemon that wants that says so (hold); where none does, or none is there, QEMU is ended.
+const (
+	panicGrace = 5 * time.Second  // for the daemon's word
+	panicHold  = 15 * time.Minute // at most, with it
+)
+
+// standing is told of a panic.
+func (g *Guard) standing(how string) {
+	g.monitored(event.MachinePanicked, event.Fields{"reason": how})
+	go func() {
+		select {
+		case <-time.After(panicGrace):
+		case <-g.held:
+			select {
+			case <-time.After(panicHold):
+			case <-g.ctx.Done():
+			}
+		case <-g.ctx.Done():
+		}
+		g.quit()
+	}()
+}
+
+func (g *Guard) quit() {
+	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
+	defer cancel()
+	if m, err := g.qemu(ctx); err == nil {
+		m.Quit(ctx)
+	}
+}
+
+// hold keeps a guest that stands still after a panic for longer.
+func (g *Guard) hold(_ context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	select {
+	case g.held <- struct{}{}:
+	default: // it is held already
+	}
+	return link.Response{}, nil
+}
+
+// panicked is told by the sampler of a panic that is seen in memory: a guest without the panic device's driver goes on in it.
+func (g *Guard) panicked() bool {
+	if !g.views.panicked() {
+		return false
+	}
+	select {
+	case <-g.monitorUp:
+	default:
+		return false
+	}
+	if g.monitor == nil {
+		return false
+	}
+	if g.monitor.Ending().Ended != "" {
+		return true // the device told
+	}
+	g.monitor.Panicked("the guest's kernel panicked (seen in its memory)")
+	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
+	defer cancel()
+	g.monitor.Pause(ctx)
+	g.standing("seen in its memory")
+	return true
+}
