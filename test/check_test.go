@@ -120,6 +120,7 @@ while $1; do count $1; done
 type intruder struct {
 	t       *testing.T
 	ram     *os.File
+	mem     *memory.RAM
 	space   *memory.Space
 	guest   *introspect.Guest
 	profile *kernel.Profile
@@ -140,6 +141,7 @@ func (g *guest) intrude() *intruder {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
+	i.mem = m
 	id, err := os.ReadFile(filepath.Join(images, "names", "tiny"))
 	if err != nil {
 		t.Fatal(err)
@@ -254,8 +256,8 @@ func (i *intruder) process(cmdline string) introspect.Process {
 	return introspect.Process{}
 }
 
-// TestHidden takes a process off one list of a running guest's kernel after the other, then a module, and makes a process
-// root: each is found by who asks, and told by the schedule without anybody asking.
+// TestHidden takes a process off one list of a running guest's kernel after the other, then a module, makes a process
+// root, and the kernel one that can't be found: each is found by who asks, and told by the schedule without anybody asking.
 func TestHidden(t *testing.T) {
 	h := newHost(t)
 	h.serve("--check-every", "300ms", "--check-full-every", "3s")
@@ -319,6 +321,25 @@ func TestHidden(t *testing.T) {
 	i.put(cred+i.offset("cred", "euid"), was)
 	if found, status := g.check(); status != 0 {
 		t.Errorf("all put back: %+v", found)
+	}
+	// What a kernel is found by, written over: it is looked at on, also by who comes later, and it is told.
+	at := i.symbol("linux_banner") + i.guest.Boot().Slide
+	banner := i.get(at)
+	i.put(at, 0)
+	found, _ = g.check()
+	if !slices.ContainsFunc(found, func(f finding) bool { return f.Kind == "kernel.disguised" && f.Subject == "linux_banner" }) {
+		t.Errorf("a kernel without a banner: %+v", found)
+	}
+	told("kernel.tampered", func(e event) bool { return e.Fields.text("finding") == "kernel.disguised" })
+	if again, err := introspect.Attach(i.mem, i.profile); err != nil || again.Boot() != i.guest.Boot() {
+		t.Errorf("who attaches to a kernel without a banner: %v", err)
+	}
+	if r := g.vigia("ps", g.name); r.status != 0 {
+		t.Errorf("a kernel without a banner: %v", r)
+	}
+	i.put(at, banner)
+	if found, status := g.check(); status != 0 {
+		t.Errorf("the banner put back: %+v", found)
 	}
 	g.sh("ps ax >/dev/null; rmmod dummy; kill %d", victim.PID)
 	if n := len(g.events(g.name, "--kind", "process.hidden")); n != 3 {

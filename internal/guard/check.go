@@ -30,6 +30,7 @@ type checker struct {
 	rounds  *introspect.Checker
 	changes introspect.Changes
 	found   bool // something new, in the last round
+	sight   sight
 
 	schedule chan link.CheckSchedule
 }
@@ -124,9 +125,10 @@ func (c *checker) scheduled(full bool) {
 
 // round makes the checks and tells what is new.
 func (c *checker) round(full bool) (introspect.Report, error) {
-	guest, err := c.attach(time.Now())
+	now := time.Now()
+	guest, err := c.attach(now)
 	if err != nil {
-		return introspect.Report{}, err
+		return c.unseen(err, now)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,8 +145,9 @@ func (c *checker) round(full bool) (introspect.Report, error) {
 		c.shrink(full)
 	}
 	if err != nil {
-		return introspect.Report{}, err
+		return c.unseen(err, now)
 	}
+	c.sight.looked(nil, now)
 	list := c.changes.New(r)
 	c.found = len(list) > 0
 	for _, f := range list {
@@ -152,6 +155,19 @@ func (c *checker) round(full bool) (introspect.Report, error) {
 		c.emit(kind, fields)
 	}
 	return r, nil
+}
+
+// unseen is a round in which nothing could be seen: an error, or a finding of its own where that can't be right.
+func (c *checker) unseen(err error, now time.Time) (introspect.Report, error) {
+	lost, fresh := c.sight.looked(err, now)
+	if !lost {
+		return introspect.Report{}, err
+	}
+	if fresh {
+		kind, fields := findingEvent(gone)
+		c.emit(kind, fields)
+	}
+	return introspect.Report{Findings: []introspect.Finding{gone}, Views: []introspect.View{{Check: "landmarks", Name: "memory", Unknown: err.Error()}}}, nil
 }
 
 // findingEvent turns a finding into the event of its sort.

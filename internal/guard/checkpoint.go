@@ -70,6 +70,7 @@ func (g *Guard) memory(_ context.Context, r link.Request) (link.Response, error)
 		return link.Response{}, err
 	}
 	g.views.use(mem)
+	g.checker.sight.begin()
 	return link.Response{}, nil
 }
 

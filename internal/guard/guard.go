@@ -269,6 +269,7 @@ func (g *Guard) connectMonitor(c net.Conn) {
 // rebooted is told by the monitor.
 func (g *Guard) rebooted() {
 	g.views.rebooted()
+	g.checker.sight.begin()
 	g.prober.rebooted()
 }
 

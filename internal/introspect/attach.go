@@ -1,7 +1,6 @@
 package introspect
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 	"sync"
@@ -23,6 +22,7 @@ type Guest struct {
 	mu    sync.Mutex
 	boot  Boot
 	last  Boot          // the last boot that was found, also while it is being looked for again
+	alias Boot          // what it has come to look like, written over
 	dead  []Boot        // boots that are known to be over, whose bytes may still be in RAM
 	space *memory.Space // the kernel's own tables
 	user  *memory.Space // the tables of the process being read
@@ -30,6 +30,7 @@ type Guest struct {
 
 	tick   uint64    // the guest's jiffies when last looked at
 	tickAt time.Time // and since when they are that
+	doubt  doubt     // about a kernel that lacks something it is found by
 
 	modules *moduleLayout // of the other views, resolved when first asked for
 	files   *fileLayout
@@ -137,12 +138,19 @@ func (g *Guest) Rebooted() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.last != (Boot{}) {
-		if len(g.dead) == maxDead {
-			g.dead = slices.Delete(g.dead, 0, 1)
-		}
-		g.dead = append(g.dead, g.last)
+		g.bury(g.last)
 	}
-	g.last, g.boot = Boot{}, Boot{}
+	if g.alias != (Boot{}) {
+		g.bury(g.alias)
+	}
+	g.last, g.alias, g.boot = Boot{}, Boot{}, Boot{}
+}
+
+func (g *Guest) bury(b Boot) {
+	if len(g.dead) == maxDead {
+		g.dead = slices.Delete(g.dead, 0, 1)
+	}
+	g.dead = append(g.dead, b)
 }
 
 // seen keeps what several tasks or files of one view share, by address.
@@ -163,11 +171,19 @@ func (s *seen) clear() {
 
 // begin prepares for a view: it makes sure the kernel is still the one found, and alive, else looks for it anew.
 func (g *Guest) begin() error {
-	if now, ok := g.identify(g.boot.Phys); g.boot != (Boot{}) && ok && now == g.boot {
+	if g.boot == (Boot{}) {
+		return g.locate()
+	}
+	if now, ok := g.identify(g.boot.Phys); ok && now == g.boot {
 		g.space.Flush()
 		if !g.still() {
 			return nil
 		}
+	} else if g.lives(g.boot) {
+		if g.alias = now; !ok {
+			g.alias = Boot{}
+		}
+		return nil
 	}
 	return g.locate()
 }
@@ -178,7 +194,7 @@ func (g *Guest) still() bool {
 	if g.link.jiffies == 0 {
 		return false
 	}
-	tick, _ := g.space.U64(g.link.jiffies + g.boot.Slide)
+	tick := g.ticks()
 	now := time.Now()
 	if tick != g.tick || g.tickAt.IsZero() {
 		g.tick, g.tickAt = tick, now
@@ -190,127 +206,3 @@ func (g *Guest) still() bool {
 	g.tickAt = now
 	return true
 }
-
-// locate searches RAM. With several kernels in it (a reset leaves the last one's bytes behind) the one whose clock is
-// ahead is the living one.
-func (g *Guest) locate() error {
-	g.boot, g.clock = Boot{}, 0
-	var best Boot
-	var bestTime int64
-	for _, phys := range g.search() {
-		b, ok := g.identify(phys)
-		if !ok || slices.Contains(g.dead, b) || !g.enter(b) {
-			continue
-		}
-		now, _ := g.wallSeconds()
-		if best == (Boot{}) || now > bestTime {
-			best, bestTime = b, now
-		}
-	}
-	if best == (Boot{}) || !g.enter(best) {
-		return ErrNotReady
-	}
-	g.boot, g.last = best, best
-	return nil
-}
-
-// search returns the physical places of _text at which the banner is where it should be.
-func (g *Guest) search() []uint64 {
-	regions := []memory.Region{{Size: 4 << 30}}
-	if sized, ok := g.mem.(memory.Sized); ok {
-		regions = sized.Regions()
-	}
-	read := g.mem.ReadPhys
-	if peeker, ok := g.mem.(memory.Peeker); ok {
-		read = peeker.PeekPhys
-	}
-	banner := g.profile.Banner()
-	distance := g.link.banner - g.link.text
-	var found []uint64
-	buf := make([]byte, len(banner))
-	for _, r := range regions {
-		for phys := (r.Phys + kernelAlign - 1) &^ (kernelAlign - 1); phys < r.Phys+r.Size; phys += kernelAlign {
-			if read(phys+distance, buf[:headText]) != nil || !bytes.Equal(buf[:headText], banner[:headText]) {
-				continue
-			}
-			if read(phys+distance, buf) == nil && bytes.Equal(buf, banner) {
-				found = append(found, phys)
-			}
-		}
-	}
-	return found
-}
-
-// identify reads who the kernel at phys is; false where there is none, or it has not yet begun.
-func (g *Guest) identify(phys uint64) (Boot, bool) {
-	at := func(link uint64) uint64 { return phys + link - g.link.text }
-	read := func(pa uint64, n int) (v uint64, ok bool) {
-		var b [8]byte
-		if g.mem.ReadPhys(pa, b[:n]) != nil {
-			return 0, false
-		}
-		for i, c := range b {
-			v |= uint64(c) << (8 * i)
-		}
-		return v, true
-	}
-	b := Boot{Phys: phys, Levels: 4}
-	if g.link.level5 != 0 {
-		if v, ok := read(at(g.link.level5), 4); ok && v == 1 {
-			b.Levels = 5
-		}
-	}
-	task := at(g.link.initTask)
-	if g.layout.task.realParent == noField {
-		slide, ok := g.slideByTables(b)
-		b.Slide = slide
-		return b, ok
-	}
-	parent, ok := read(task+g.layout.task.realParent, 8)
-	b.Slide = parent - g.link.initTask
-	if !ok || b.Slide >= maxSlide || b.Slide%kernelAlign != 0 {
-		return Boot{}, false
-	}
-	if g.layout.task.canary != noField {
-		b.canary, _ = read(task+g.layout.task.canary, 8)
-	}
-	return b, true
-}
-
-// slideByTables finds the virtual slide of a kernel whose types are not known: it is where the kernel's own tables map the text
-// to where it was found.
-func (g *Guest) slideByTables(b Boot) (uint64, bool) {
-	space := memory.NewSpace(g.mem, b.Phys+g.link.topPgt-g.link.text, b.Levels)
-	for slide := uint64(0); slide < maxSlide; slide += kernelAlign {
-		if pa, err := space.Translate(g.link.text + slide); err == nil && pa == b.Phys {
-			return slide, true
-		}
-	}
-	return 0, false
-}
-
-// enter turns to a kernel's page tables, and reports whether they map it where it is thought to be.
-func (g *Guest) enter(b Boot) bool {
-	root := b.Phys + g.link.topPgt - g.link.text
-	g.space, g.user = memory.NewSpace(&g.meter, root, b.Levels), memory.NewSpace(&g.meter, root, b.Levels)
-	g.through(g.meter.pager != nil)
-	for _, link := range []uint64{g.link.text, g.link.initTask} {
-		if pa, err := g.space.Translate(link + b.Slide); err != nil || pa != b.Phys+link-g.link.text {
-			return false
-		}
-	}
-	g.boot = b
-	if g.layout.task.tasks == noField {
-		return true
-	}
-	// Without a first task the kernel has but begun.
-	head := g.initTask() + g.layout.task.tasks
-	first, err := g.space.U64(head)
-	if err != nil || first == head {
-		return false
-	}
-	_, err = g.space.U64(first)
-	return err == nil
-}
-
-func (g *Guest) initTask() uint64 { return g.link.initTask + g.boot.Slide }

@@ -18,6 +18,7 @@ type check struct {
 
 // checks are all there are, in the order of a report.
 var checks = append([]check{
+	{"landmarks", true, (*Checker).disguise},
 	{"processes", true, (*Checker).processes},
 	{"modules", true, (*Checker).modulesHidden},
 	{"credentials", true, (*Checker).credentials},
