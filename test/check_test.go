@@ -21,6 +21,7 @@ type finding struct {
 	Kind, Subject, Detail, Severity string
 	Listed, Missing                 []string
 	PID                             int64
+	Evidence                        json.RawMessage
 }
 
 // check makes all checks of a guest at once.

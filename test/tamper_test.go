@@ -45,6 +45,9 @@ var undone = []tampering{
 	{how: "security", kind: "lsm.hook", what: "capability_hooks"},
 	{how: "helper", kind: "helper.changed", what: "modprobe_path"},
 	{how: "magic", kind: "ftrace.hook", what: "__x64_sys_kill"},
+	{how: "unowned", kind: "code.unowned", what: "not in its lists of code"},
+	{how: "writable", kind: "code.writable", what: "both write and execute"},
+	{how: "after-init", kind: "pointer.hook", what: "x86_platform"},
 }
 
 // lasting are what nothing undoes: processes made others than they were, then modules that hide and leave something to

@@ -70,6 +70,14 @@ type Inside interface {
 // given at once.
 var settle = []time.Duration{15 * time.Millisecond, 40 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond}
 
+// patience are the waits for what may last a grace period of RCU: a module's code for its start, and all of one that is unloaded, belong
+// to nobody from when the kernel is done with them until it has freed them, and a busy guest takes a second and more to do
+// that.
+var patience = []time.Duration{500 * time.Millisecond, time.Second, time.Second, 1500 * time.Millisecond, 2 * time.Second}
+
+// patientKinds are the findings that are given only after that.
+var patientKinds = []string{KindCodeUnowned}
+
 // Bounds of a report; the worst findings are kept, and the first of each one's evidence.
 const (
 	maxFindings = 256
@@ -95,12 +103,14 @@ type Checker struct {
 	history map[taskKey]credHistory
 	torn    map[string]int // rounds in a row that a check could not read its lists
 	settle  []time.Duration
-	sleep   func(time.Duration)
+	// patience follows settle, for those that need it.
+	patience []time.Duration
+	sleep    func(time.Duration)
 }
 
 // NewChecker makes a checker. inside may be nil: no guest channel.
 func NewChecker(g *Guest, inside Inside) *Checker {
-	return &Checker{guest: g, inside: inside, checks: checks, settle: settle, sleep: time.Sleep}
+	return &Checker{guest: g, inside: inside, checks: checks, settle: settle, patience: patience, sleep: time.Sleep}
 }
 
 // Run makes one round: the cheap checks, or all. A check that a kernel does not support is no error: its view says so.
@@ -194,11 +204,21 @@ func (c *Checker) confirmed(k *check) (Result, error) {
 	}
 	took := time.Since(began)
 	known := c.known[k.name]
-	suspects := func() bool {
-		return slices.ContainsFunc(res.Findings, func(f Finding) bool { return f.Serious() && !known[f.identity()] })
+	suspects := func(kinds []string) bool {
+		return slices.ContainsFunc(res.Findings, func(f Finding) bool {
+			return f.Serious() && !known[f.identity()] && (kinds == nil || slices.Contains(kinds, f.Kind))
+		})
 	}
-	for i := 0; i < len(c.settle) && suspects(); i++ {
-		c.sleep(c.settle[i])
+	waits := slices.Concat(c.settle, c.patience)
+	for i, wait := range waits {
+		kinds := patientKinds
+		if i < len(c.settle) {
+			kinds = nil
+		}
+		if !suspects(kinds) {
+			break
+		}
+		c.sleep(wait)
 		again, err := c.sample(k)
 		if err != nil {
 			return Result{}, err

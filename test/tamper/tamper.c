@@ -34,9 +34,11 @@
 #include <linux/tty.h>
 #include <linux/tty_ldisc.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 #include <asm/desc.h>
 #include <asm/syscall.h>
 #include <asm/trapnr.h>
+#include <asm/x86_init.h>
 
 static char *how = "";
 module_param(how, charp, 0400);
@@ -649,6 +651,49 @@ static int thunk(void)
 	return -ENOENT;
 }
 
+/* protect changes what a page of the kernel's may be used for: "ro", "rw", "x", "nx". */
+static int protect(void *page, const char *to)
+{
+	char name[16] = "set_memory_";
+	int (*set)(unsigned long addr, int pages);
+
+	strcat(name, to);
+	set = must(name);
+	return set ? set((unsigned long)page & PAGE_MASK, 1) : -ENOENT;
+}
+
+/* unowned makes code that belongs to nothing: a page of the heap that the kernel may execute. */
+static void *page;
+
+static int unowned(void)
+{
+	int err;
+
+	page = vmalloc(PAGE_SIZE);
+	if (!page)
+		return -ENOMEM;
+	memset(page, 0xc3, PAGE_SIZE);
+	err = protect(page, "ro");
+	return err ? err : protect(page, "x");
+}
+
+/* writable lets the kernel write to code, this module's own. */
+static int writable(void)
+{
+	return protect(hook_call, "rw");
+}
+
+/* after_init turns a pointer in memory that is read-only once the kernel has booted, to a function that nothing calls. */
+static void no_wallclock(struct timespec64 *now)
+{
+	atomic_inc(&hits);
+}
+
+static int after_init(void)
+{
+	return change_pointer(&x86_platform.get_wallclock, no_wallclock);
+}
+
 /* The hidden: what they leave to be called. */
 static struct timer_list tick;
 
@@ -702,7 +747,7 @@ static const struct {
 	{ "breakpoint", by_breakpoint }, { "security", security }, { "helper", helper }, { "prologue", prologue },
 	{ "label", label }, { "alternative", user_access }, { "thunk", thunk }, { "magic", magic }, { "ids", write_ids },
 	{ "share", share_cred }, { "hidden-timer", hidden_timer }, { "hidden-thread", hidden_thread },
-	{ "hidden-pointer", hidden_pointer },
+	{ "hidden-pointer", hidden_pointer }, { "unowned", unowned }, { "writable", writable }, { "after-init", after_init },
 };
 
 static int __init tamper_init(void)
@@ -741,6 +786,13 @@ static void __exit tamper_exit(void)
 		tracepoint_probe_unregister(point, on_tracepoint, NULL);
 		tracepoint_synchronize_unregister();
 	}
+	if (page) {
+		protect(page, "nx");
+		protect(page, "rw");
+		vfree(page);
+	}
+	if (!strcmp(how, "writable"))
+		protect(hook_call, "ro");
 	if (breakpoint)
 		unregister_wide_hw_breakpoint(breakpoint);
 	while (nsaved--)
