@@ -131,6 +131,7 @@ func (d *Daemon) catchUp(m *machine) {
 	if m.guard != nil {
 		m.guard.conn.Call(ctx, link.CallWatch, link.Watch{Paths: d.watched()}, nil)
 		m.guard.conn.Call(ctx, link.CallSchedule, d.opts.Check, nil)
+		m.settlePause(ctx, m.guard)
 	}
 }
 

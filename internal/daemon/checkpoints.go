@@ -75,7 +75,7 @@ func (c *checkpointMaking) take(ctx context.Context, label string, stable bool) 
 	if c.draft, err = c.d.checkpoints.Begin(); err != nil {
 		return c.record, err
 	}
-	err = c.save(ctx, rec.Paused)
+	err = c.save(ctx)
 	if err == nil {
 		err = c.draft.Commit(c.record)
 	}
@@ -111,7 +111,7 @@ func (c *checkpointMaking) parent(ctx context.Context, last checkpoint.ID) check
 }
 
 // save goes through keeper and guard. After an error the disk is as it was, or as the guard says.
-func (c *checkpointMaking) save(ctx context.Context, paused bool) (err error) {
+func (c *checkpointMaking) save(ctx context.Context) (err error) {
 	files, err := c.files()
 	defer files.close()
 	if err != nil {
@@ -122,7 +122,7 @@ func (c *checkpointMaking) save(ctx context.Context, paused bool) (err error) {
 	if _, err := c.keeper.conn.Call(ctx, link.CallBegin, begin, nil, files.memory, files.devices, files.packed, files.toGuard); err != nil {
 		return err
 	}
-	done, err := c.instant(ctx, files, paused)
+	done, err := c.instant(ctx, files)
 	var saved link.Saved
 	if err == nil {
 		_, err = c.keeper.conn.Call(ctx, link.CallFinish, nil, &saved)
@@ -143,14 +143,14 @@ func (c *checkpointMaking) save(ctx context.Context, paused bool) (err error) {
 }
 
 // instant lets the guard hold the guest for it.
-func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles, paused bool) (done link.Checkpointed, err error) {
+func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles) (done link.Checkpointed, err error) {
 	overlay, err := c.pushLayer(ctx)
 	if err != nil {
 		return done, err
 	}
 	defer overlay.Close()
 	c.record.Time = time.Now().UTC()
-	ask := link.Checkpoint{Stay: paused, Freeze: c.freezes(ctx), Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
+	ask := link.Checkpoint{Freeze: c.freezes(ctx), Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
 	_, err = c.callGuard(ctx, link.CallCheckpoint, ask, &done, files.toQEMU, files.toKeeper, overlay)
 	if err != nil { // the guard died, or another has come: what is in use is asked for
 		return done, errors.Join(err, c.recoverLayers(ctx))

@@ -271,12 +271,9 @@ func (m *machine) callGuard(ctx context.Context, method string, in, out any, fil
 	}
 }
 
-// pause stops the guest between two instructions.
+// pause stops the guest between two instructions. The record comes first: a guard that takes another's place does what it says.
 func (m *machine) pause(ctx context.Context, reason string) error {
-	if _, err := m.callGuard(ctx, link.CallPause, nil, nil); err != nil {
-		return err
-	}
-	if err := m.change(ctx, func(r *record) { r.Paused = true }); err != nil {
+	if err := m.hold(ctx, true, link.CallPause); err != nil {
 		return err
 	}
 	m.d.bus.emit(m.name(), event.MachinePaused, event.Fields{"reason": reason})
@@ -284,14 +281,40 @@ func (m *machine) pause(ctx context.Context, reason string) error {
 }
 
 func (m *machine) resume(ctx context.Context, reason string) error {
-	if _, err := m.callGuard(ctx, link.CallResume, nil, nil); err != nil {
-		return err
-	}
-	if err := m.change(ctx, func(r *record) { r.Paused = false }); err != nil {
+	if err := m.hold(ctx, false, link.CallResume); err != nil {
 		return err
 	}
 	m.d.bus.emit(m.name(), event.MachineResumed, event.Fields{"reason": reason})
 	return nil
+}
+
+func (m *machine) hold(ctx context.Context, paused bool, call string) error {
+	if m.running() == nil {
+		return m.errNotRunning()
+	}
+	before := m.record().Paused
+	if err := m.change(ctx, func(r *record) { r.Paused = paused }); err != nil {
+		return err
+	}
+	_, err := m.callGuard(ctx, call, nil, nil)
+	if err != nil {
+		err = errors.Join(err, m.change(context.WithoutCancel(ctx), func(r *record) { r.Paused = before }))
+	}
+	return err
+}
+
+// settlePause tells a guard whether its guest stands still: the daemon or the guard before it may have died in between.
+func (m *machine) settlePause(ctx context.Context, guard *worker) {
+	rec, call := m.record(), link.CallResume
+	if rec.replayMode() != "" { // it can't be saved, and is held by who replays it
+		return
+	}
+	if rec.Paused {
+		call = link.CallPause
+	}
+	if _, err := guard.conn.Call(ctx, call, nil, nil); err != nil {
+		m.d.log.Warn("a guard does not pause or resume as the record says", "machine", m.name(), "call", call, "error", err)
+	}
 }
 
 // gateTime bounds an answer of a gate: it has nothing to wait for.

@@ -142,9 +142,7 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 			d.log.Warn("the new guard can't see its machine's memory", "machine", m.name(), "error", err)
 		}
 	}
-	if !m.record().Paused { // the guard may have died in the middle of a checkpoint
-		w.conn.Call(ctx, link.CallResume, nil, nil)
-	}
+	m.settlePause(ctx, w) // the last guard may have died in the middle of a checkpoint
 	d.giveClock(ctx, m, w, r.qemu.PID)
 	m.setWorker("guard", w)
 	return m.change(ctx, func(r *record) { r.Run.worked(w) })

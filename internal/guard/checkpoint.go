@@ -11,11 +11,32 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/machine"
 	"vigia/internal/memory"
+	"vigia/internal/vm"
 	"vigia/internal/volume"
 )
 
 // instantTime bounds how long a guest stands still for a checkpoint, whatever hangs; it goes on after it.
 const instantTime = 20 * time.Second
+
+// running is the run state of a QEMU whose guest goes on after a checkpoint; in any other it stays as it is.
+const running = "running"
+
+// pause and resume wait for the end of an instant: it lets the guest go on if it ran before.
+func (g *Guard) pause(ctx context.Context, r link.Request) (link.Response, error) {
+	g.halting.Lock()
+	defer g.halting.Unlock()
+	return monitorCall((*machine.Monitor).Pause)(g, ctx, r)
+}
+
+func (g *Guard) resume(ctx context.Context, r link.Request) (link.Response, error) {
+	g.halting.Lock()
+	defer g.halting.Unlock()
+	if m, err := g.qemu(ctx); err == nil && m.Ending().Ended == vm.EndedPanic {
+		closeFiles(r.Files)
+		return link.Response{}, errors.New("the guest's kernel has panicked: it stands still until it is ended")
+	}
+	return monitorCall((*machine.Monitor).Continue)(g, ctx, r)
+}
 
 // hand gives QEMU a descriptor.
 func (g *Guard) hand(ctx context.Context, r link.Request) (link.Response, error) {
@@ -106,8 +127,8 @@ func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, 
 	// From here on the daemon's leaving changes nothing: half of this must not remain.
 	ctx, cancel := context.WithTimeout(g.ctx, 3*instantTime)
 	defer cancel()
-	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay, freeze: c.Freeze && !c.Stay && g.agent != nil}
-	pause, err := i.take(ctx, c.Stay)
+	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay, freeze: c.Freeze && g.agent != nil}
+	pause, err := i.take(ctx)
 	if i.frozen == nil {
 		overlay.Close()
 	}
@@ -146,7 +167,7 @@ type instant struct {
 	frozen  <-chan error // once the overlays are swapped: what was on top is frozen on the disk
 }
 
-func (i *instant) take(ctx context.Context, stay bool) (pause time.Duration, err error) {
+func (i *instant) take(ctx context.Context) (pause time.Duration, err error) {
 	disk := i.g.disk
 	if err := disk.vol.Flush(); err != nil { // what it writes now need not be written beside the guest's first steps
 		return 0, fmt.Errorf("flush the disk: %w", err)
@@ -159,12 +180,29 @@ func (i *instant) take(ctx context.Context, stay bool) (pause time.Duration, err
 		return 0, err
 	}
 	defer i.m.TakeBack(ctx, fd)
-	if i.freeze {
-		i.files = freeze(ctx, i.g.agent, disk.vol)
+	pause, err = i.hold(ctx, fd)
+	if i.frozen != nil {
+		disk.overlay.Store(i.overlay)
+		err = errors.Join(err, <-i.frozen)
+	}
+	return pause, err
+}
+
+// hold is the instant itself. A guest that stood still before it stays so.
+func (i *instant) hold(ctx context.Context, fd machine.FD) (pause time.Duration, err error) {
+	i.g.halting.Lock() // who pauses the guest now means it
+	defer i.g.halting.Unlock()
+	status, err := i.m.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	runs := status == running
+	if i.freeze && runs {
+		i.files = freeze(ctx, i.g.agent, i.g.disk.vol)
 		defer i.files.thaw(i.g.ctx) // also where nothing comes of it
 	}
 	began := time.Now()
-	if !stay {
+	if runs {
 		if err := i.m.Pause(ctx); err != nil {
 			return 0, err
 		}
@@ -172,18 +210,12 @@ func (i *instant) take(ctx context.Context, stay bool) (pause time.Duration, err
 	still, cancel := context.WithTimeout(ctx, instantTime)
 	err = i.still(still, fd)
 	cancel()
-	if !stay {
+	if runs {
 		if cerr := i.m.Continue(ctx); cerr != nil {
 			err = errors.Join(err, fmt.Errorf("let the guest go on: %w", cerr))
 		}
 	}
-	pause = time.Since(began)
-	i.files.thaw(i.g.ctx)
-	if i.frozen != nil {
-		disk.overlay.Store(i.overlay)
-		err = errors.Join(err, <-i.frozen)
-	}
-	return pause, err
+	return time.Since(began), err
 }
 
 // still is done while the guest stands still. The disk comes last: what fails before it leaves all as it was.

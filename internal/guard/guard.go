@@ -42,6 +42,8 @@ type Guard struct {
 
 	footprint link.Footprint
 
+	halting sync.Mutex // held while the guest is stopped or let go
+
 	mu         sync.Mutex
 	configured bool
 	cfg        link.GuardConfig
@@ -138,8 +140,8 @@ func init() {
 		link.CallRun:         (*Guard).run,
 		link.CallWatch:       (*Guard).watch,
 		link.CallCPU:         (*Guard).cpu,
-		link.CallPause:       monitorCall((*machine.Monitor).Pause),
-		link.CallResume:      monitorCall((*machine.Monitor).Continue),
+		link.CallPause:       (*Guard).pause,
+		link.CallResume:      (*Guard).resume,
 		link.CallPowerDown:   (*Guard).powerDown,
 		link.CallQuit:        monitorCall((*machine.Monitor).Quit),
 		link.CallHold:        (*Guard).hold,

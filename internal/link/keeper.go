@@ -77,9 +77,8 @@ type Handed struct {
 }
 
 // Checkpoint asks for the instant. Files: FileDevices, FileKeeper and, for the disk, FileOverlay, which takes the writes
-// from then on.
+// from then on. A guest that is paused stays so.
 type Checkpoint struct {
-	Stay   bool     `json:"stay"`   // the guest is paused and stays so
 	Freeze bool     `json:"freeze"` // its file systems too, where its agent does that
 	Files  []string `json:"files"`
 }
