@@ -1,8 +1,14 @@
 package test
 
 import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,14 +33,11 @@ func TestReplay(t *testing.T) {
 		t.Errorf("show says of the recording: %q", said)
 	}
 
-	h.must("replay", "one", "--as", "again")
-	h.untilSays(bootTime, "sshd", "ps", "again")
-	// Nobody watched what processes did when it was recorded.
-	h.untilEvent("again", "socket.listening", bootTime, func(e event) bool { return strings.HasSuffix(e.Fields.text("local"), ":22") })
-	if n := len(h.events("one", "--kind", "socket.listening")); n != 0 {
-		t.Errorf("%d sockets were told of while it was recorded, with --probe off", n)
-	}
+	h.stopAndGo()
 	h.must("rm", "--force", "again")
+	if said := h.show("one").text("recording"); !strings.Contains(said, "not yet replayed") {
+		t.Errorf("a replay that somebody ended is a verdict: %q", said)
+	}
 
 	verdict := h.json("replay", "one", "--verify")
 	if exact, _ := verdict["exact"].(bool); !exact {
@@ -42,6 +45,9 @@ func TestReplay(t *testing.T) {
 	}
 	if said := h.show("one").text("recording"); !strings.Contains(said, "exact: replayed to its end") {
 		t.Errorf("show says of the recording: %q", said)
+	}
+	if reason := verdict.text("reason"); !strings.Contains(reason, " frames") || strings.Contains(reason, " 0 frames") {
+		t.Errorf("the network's frames were not compared: %s", reason)
 	}
 	h.untilEvent("one-replay", "replay.ended", 10*time.Second, func(e event) bool { return e.Fields["exact"] == true })
 
@@ -58,4 +64,116 @@ func TestReplay(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.refused(3, []string{"not known to be exact"}, "replay", "one", "--verify")
+}
+
+// stopAndGo replays the machine one as the machine again, which stops at an event, goes on by a number of instructions, and goes back; each time it is
+// what it was there before. A debugger sees it too.
+func (h *host) stopAndGo() {
+	h.t.Helper()
+	t := h.t
+	h.refused(2, []string{"process.begun"}, "replay", "one", "--until", "process.begun")
+	h.refused(2, []string{"moment"}, "replay", "one", "--until", "+soon")
+	h.refused(2, []string{"it was recorded from"}, "replay", "one", "--until", "+100h")
+	h.refused(1, []string{"does not replay"}, "seek", "one", "1000")
+
+	// Nobody watched what processes did when it was recorded.
+	at := h.json("replay", "one", "--as", "again", "--gdb", "--until", "socket.listening,local=*:22")
+	listening := h.stoppedAt(at)
+	if exact, _ := at.object("replay")["exact"].(bool); !exact {
+		t.Errorf("it did not stop at the event: %v", at["replay"])
+	}
+	if n := len(h.events("one", "--kind", "socket.listening")); n != 0 {
+		t.Errorf("%d sockets were told of while it was recorded, with --probe off", n)
+	}
+	there := h.processes("again")
+	if !strings.Contains(there, "sshd") {
+		t.Errorf("sshd listens, and is not among the processes:\n%s", there)
+	}
+	h.untilEvent("again", "replay.stopped", 10*time.Second, func(e event) bool { return e.Fields["exact"] == true })
+
+	ahead := listening + 20_000_000
+	if n := h.stoppedAt(h.json("seek", "again", strconv.FormatInt(ahead, 10))); n != ahead {
+		t.Errorf("it was to stop at instruction %d, and is at %d", ahead, n)
+	}
+	later := h.processes("again")
+	// Back: from the beginning again.
+	if n := h.stoppedAt(h.json("seek", "again", strconv.FormatInt(listening, 10))); n != listening {
+		t.Errorf("it was to go back to instruction %d, and is at %d", listening, n)
+	}
+	if now := h.processes("again"); now != there {
+		t.Errorf("at instruction %d there are now the processes\n%s\nbefore\n%s", listening, now, there)
+	}
+	if n := h.stoppedAt(h.json("seek", "again", strconv.FormatInt(ahead, 10))); n != ahead {
+		t.Errorf("it was to stop at instruction %d, and is at %d", ahead, n)
+	}
+	if now := h.processes("again"); now != later {
+		t.Errorf("at instruction %d there are now the processes\n%s\nbefore\n%s", ahead, now, later)
+	}
+	// A time: somewhere between the begin and here, so back again.
+	if n := h.stoppedAt(h.json("seek", "again", "+5s")); n <= 0 || n >= ahead {
+		t.Errorf("five seconds after the begin it is at instruction %d", n)
+	}
+	h.debug(h.show("again").object("replay").text("gdb"))
+}
+
+// stoppedAt is where a replay stands.
+func (h *host) stoppedAt(m object) int64 {
+	h.t.Helper()
+	if m.text("state") != "paused" {
+		h.t.Errorf("a replay that has stopped is %s", m.text("state"))
+	}
+	n := int64(m.object("replay").number("instruction"))
+	if n <= 0 {
+		h.t.Fatalf("a replay stopped at %v", m["replay"])
+	}
+	return n
+}
+
+// processes are all of a machine's, as text.
+func (h *host) processes(name string) string {
+	var lines []string
+	for _, p := range h.list("ps", name) {
+		lines = append(lines, fmt.Sprint(p["pid"], p["ppid"], p["comm"], p["cpu_seconds"], p["start"]))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// debug asks the debugger's port for the registers (the remote serial protocol of gdb's manual), and goes away.
+func (h *host) debug(path string) {
+	h.t.Helper()
+	info, err := os.Stat(filepath.Dir(path))
+	if err != nil || info.Mode().Perm()&0o077 != 0 && os.Geteuid() != 0 {
+		h.t.Errorf("the debugger's port lies where others come: %v, %v", info, err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	in := bufio.NewReader(c)
+	ask := func(packet string) string {
+		sum := byte(0)
+		for i := range len(packet) {
+			sum += packet[i]
+		}
+		fmt.Fprintf(c, "$%s#%02x", packet, sum)
+		if _, err := in.ReadString('$'); err != nil {
+			h.t.Fatalf("the debugger's port does not answer %s: %v", packet, err)
+		}
+		answer, err := in.ReadString('#')
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		io.CopyN(io.Discard, in, 2)
+		fmt.Fprint(c, "+")
+		return strings.TrimSuffix(answer, "#")
+	}
+	if s := ask("?"); !strings.HasPrefix(s, "T") {
+		h.t.Errorf("it stands: %q", s)
+	}
+	if s := ask("g"); len(s) < 16*17 {
+		h.t.Errorf("registers: %q", s)
+	}
 }

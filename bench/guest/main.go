@@ -53,13 +53,17 @@ func run(ctx context.Context, rounds int) error {
 		return err
 	}
 	defer l.Command(context.WithoutCancel(ctx), "rm", "--force", name)
-	bare, err := startBare(ctx, l, img)
+	accelerator := parts.TCG
+	if m, err := l.Show(ctx, name); err == nil && m.Accelerator == "kvm" {
+		accelerator = parts.KVM
+	}
+	bare, err := parts.Start(ctx, l, img, accelerator)
 	if err != nil {
 		return err
 	}
-	defer bare.end()
+	defer bare.End()
 	under := func() (string, error) { return l.Console(ctx, name, work) }
-	alone := func() (string, error) { return bare.console(ctx, work) }
+	alone := func() (string, error) { return bare.Console(ctx, work) }
 	var guarded, plain []float64
 	for range rounds {
 		a, err := speed(under())

@@ -148,7 +148,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("machine", a.runCmd(), a.lsCmd(), a.showCmd(), a.startCmd(), a.stopCmd(), a.pauseCmd(), a.resumeCmd(), a.rmCmd(),
-		a.checkpointCmd(), a.checkpointsCmd(), a.rollbackCmd(), a.cloneCmd(), a.replayCmd())
+		a.checkpointCmd(), a.checkpointsCmd(), a.rollbackCmd(), a.cloneCmd(), a.replayCmd(), a.seekCmd())
 	add("inside", a.consoleCmd(), a.execCmd(), a.cpCmd(), a.psCmd(), a.modulesCmd(), a.socketsCmd(),
 		a.filesCmd(), a.mapsCmd(), a.kernelCmd(), a.checkCmd())
 	add("guard", a.eventsCmd(), a.policyCmd(), a.quarantineCmd(), a.releaseCmd(), a.rulesCmd(), a.captureCmd(), a.traceCmd(), a.ledgerCmd())

@@ -51,6 +51,7 @@ func (d *Daemon) settleStopped(m *machine) {
 	if err := errors.Join(m.recoverLayers(d.ctx), m.finishRollback(d.ctx)); err != nil {
 		d.log.Error("a machine's disk is not settled", "machine", m.name(), "error", err)
 	}
+	d.settleReplay(m)
 }
 
 func (d *Daemon) farewell() {
@@ -110,6 +111,8 @@ func (d *Daemon) adopt(m *machine) {
 	d.catchUp(m)
 	d.spawn(func() { d.oversee(m, r) })
 	m.arrive(r)
+	d.watchReplay(m, r)
+	d.watchRecording(m, r)
 	switch ref.Asked { // a stop that the last daemon began
 	case vm.EndedStopped:
 		d.spawn(func() { m.shutDown(d.ctx, r, graceTime) })

@@ -206,7 +206,7 @@ func saysOf(worker string, kind event.Kind) bool {
 	switch area {
 	case "machine":
 		return kind == event.MachineRebooted || kind == event.MachinePanicked
-	case "net", "policy", "response", "access", "incident", "vigia":
+	case "net", "policy", "checkpoint", "clone", "replay", "response", "access", "incident", "vigia":
 		return false
 	}
 	return true

@@ -238,6 +238,12 @@ func (l *launch) qemuSockets() []string {
 	if l.rec.Spec.Has(vm.AdditionExec) {
 		names = append(names, "agent")
 	}
+	if l.rec.showsFrames() {
+		names = append(names, "frames")
+	}
+	if l.rec.Replays != nil && l.rec.Replays.GDB {
+		names = append(names, "gdb")
+	}
 	return names
 }
 
@@ -272,7 +278,7 @@ func (l *launch) descriptors() qemu.Descriptors {
 	for i, name := range l.qemuSockets() {
 		at[name] = 3 + i
 	}
-	fds := qemu.Descriptors{QMP: at["qmp"], Console: at["console"], Net: at["net"], Agent: at["agent"]}
+	fds := qemu.Descriptors{QMP: at["qmp"], Console: at["console"], Net: at["net"], Agent: at["agent"], Frames: at["frames"], GDB: at["gdb"]}
 	if l.plugin != "" {
 		fds.Probe = 3 + len(l.qemuSockets())
 	}
@@ -436,6 +442,7 @@ func (l *launch) settle(ctx context.Context) error {
 	l.d.spawn(func() { l.d.oversee(l.machine, r) })
 	l.d.watchReplay(l.machine, r)
 	l.arrive(r)
+	l.d.watchRecording(l.machine, r)
 	return nil
 }
 

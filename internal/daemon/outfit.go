@@ -28,6 +28,14 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
 		Watch: d.watched(), Running: qemu != nil, Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check}
+	if r := m.record().Replays; r != nil && r.Until != nil {
+		at, err := d.resolve(m.id(), r.Recording, *r.Until)
+		if err != nil {
+			w.end()
+			return nil, err
+		}
+		cfg.Until = &at
+	}
 	files, err := d.guardFiles(m, img, qemu, &cfg)
 	defer closeFiles(files)
 	if err == nil {
@@ -100,8 +108,8 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	}
 	nbd, nerr := d.listenNBD(m)
 	add(link.FileNBD, nbd, nerr)
-	for _, name := range []string{link.FileQMP, link.FileConsole, link.FileAgent} {
-		if name == link.FileAgent && !m.rec.Spec.Has(vm.AdditionExec) {
+	for _, name := range []string{link.FileQMP, link.FileConsole, link.FileAgent, link.FileFrames} {
+		if name == link.FileAgent && !m.rec.Spec.Has(vm.AdditionExec) || name == link.FileFrames && !m.rec.showsFrames() {
 			continue
 		}
 		f, ferr := d.dialQEMU(m, name)

@@ -188,6 +188,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 		cancel()
 	}
 	m.drain(ctx, guard, gate)
+	shown := m.shown(ctx, guard)
 	guard.end()
 	gate.end()
 	m.mu.Lock()
@@ -214,7 +215,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	m.rec.Ended, m.rec.Reason = ending.Ended, ending.Reason
 	m.rec.Failed = ending.Ended == vm.EndedPanic || ending.Ended == vm.EndedQEMU
 	failed := m.rec.Failed
-	m.endRecording(exit)
+	m.endRecording(exit, shown)
 	err := m.save(ctx)
 	m.mu.Unlock()
 	if err != nil {
@@ -227,7 +228,7 @@ func (m *machine) finish(ctx context.Context, exit jail.Exit) {
 	} else {
 		m.d.bus.emit(m.name(), event.MachineStopped, fields)
 	}
-	m.judgeReplay(rec, exit)
+	m.judgeReplay(rec, exit, shown)
 }
 
 // ending joins what QEMU said last with what was asked for and how the process ended.

@@ -261,7 +261,7 @@ func (m *machine) brief() *vigiav1.Machine {
 	if !s.Expires.IsZero() {
 		out.Expires = timestamppb.New(s.Expires)
 	}
-	out.Recording = rec.recordingText()
+	out.Recording, out.Replay = rec.recordingText(), rec.Replays.show(m.debugger())
 	if run := rec.Run; run != nil {
 		publish = run.Publish
 		out.Pid, out.GuardPid, out.GatePid = int64(run.QEMU.PID), int64(run.Guard.PID), int64(run.Gate.PID)
@@ -308,6 +308,7 @@ func (m *machine) show(ctx context.Context) *vigiav1.Machine {
 			out.Introspection, out.Probe = g.Introspection, g.Probe
 			out.Disk = &vigiav1.Disk{SizeBytes: g.DiskSize, UsedBytes: g.DiskUsed, Reads: g.Reads, Writes: g.Writes,
 				Flushes: g.Flushes, Files: g.Files, Layers: int32(g.Layers), Stalled: g.Stalled}
+			out.Instructions = g.Instructions
 		}
 	}
 	if !gate.gone() {
@@ -332,9 +333,43 @@ func (s machinesServer) Replay(ctx context.Context, r *connect.Request[vigiav1.R
 		return nil, errEnding
 	}
 	defer s.d.tasks.Done()
-	again, err := s.d.replay(ctx, m, r.Msg.NewName)
+	until, err := placeIn(r.Msg.Until)
+	if err != nil {
+		return nil, err
+	}
+	again, err := s.d.replay(ctx, m, replayOptions{name: r.Msg.NewName, until: until, gdb: r.Msg.Gdb})
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(again.show(ctx)), nil
+}
+
+// Seek has a replay go to another moment, ahead or behind.
+func (s machinesServer) Seek(ctx context.Context, r *connect.Request[vigiav1.SeekRequest]) (*connect.Response[vigiav1.Machine], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	to, err := vm.ParseMoment(r.Msg.To)
+	if err != nil {
+		return nil, err
+	}
+	if !s.d.begin() {
+		return nil, errEnding
+	}
+	defer s.d.tasks.Done()
+	there, err := s.d.seek(ctx, m, to)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(there.show(ctx)), nil
+}
+
+// placeIn reads a place in a recording that may be left out.
+func placeIn(text string) (*vm.Moment, error) {
+	if text == "" {
+		return nil, nil
+	}
+	at, err := vm.ParseMoment(text)
+	return &at, err
 }

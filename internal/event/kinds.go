@@ -100,6 +100,7 @@ const (
 	CheckpointRemoved  Kind = "checkpoint.removed"
 	CheckpointRestored Kind = "checkpoint.restored"
 	CheckpointReopens  Kind = "checkpoint.reopens"
+	ReplayStopped      Kind = "replay.stopped"
 	ReplayEnded        Kind = "replay.ended"
 	ReplayGiven        Kind = "replay.given"
 	InputGiven         Kind = "input.given"
@@ -213,7 +214,9 @@ var Kinds = map[Kind]Schema{
 	CheckpointFailed:   {"a machine could not be saved; it goes on", []Field{{"reason", String, "why not"}}},
 	CheckpointRemoved:  {"a checkpoint was deleted", []Field{{"id", String, "the checkpoint"}}},
 	CheckpointRestored: {"a machine was put back to a checkpoint: memory, devices and disk", []Field{{"id", String, "the checkpoint"}, {"label", String, "what it was called"}, {"taken", Float, "how long ago the checkpoint was taken: by so much the guest's clock is behind"}, {"seconds", Float, "from the call until the guest ran"}, {"reason", String, "who or what asked for it"}}},
-	ReplayEnded:        {"a recording was replayed to its end, or as far as it goes", []Field{{"of", String, "the machine that was recorded"}, {"exact", Bool, "console and disk are the recording's, byte by byte"}, {"reason", String, "what was compared, or what differs"}, {"seconds", Float, "how long it took"}}},
+	ReplayStopped: {"a replay stopped by itself, where it was to", []Field{{"of", String, "the machine that was recorded"}, {"instruction", Int, "how many it has executed"}, {"event", String, "what it stopped for, in a line; absent where that was an instruction or a time"},
+		{"exact", Bool, "it stands there; else it went on until the event was known"}, {"recorded", String, "when that was, by the host's clock while it was recorded, to some seconds"}}},
+	ReplayEnded: {"a recording was replayed to its end, or as far as it goes", []Field{{"of", String, "the machine that was recorded"}, {"exact", Bool, "console, disk and network frames are the recording's, byte by byte"}, {"reason", String, "what was compared, or what differs"}, {"seconds", Float, "how long it took"}}},
 	ReplayGiven: {"a clone was given all again that had entered the machine since a checkpoint. Not exact: its clock, its random numbers and the order of what it does are its own", []Field{
 		{"of", String, "the machine"}, {"checkpoint", String, "the checkpoint"}, {"from", String, "when it was taken"}, {"until", String, "the last of what entered"},
 		{"flows_in", Int, "flows that the outside had begun, begun again"}, {"flows_out", Int, "flows that the guest began, answered with what was recorded"}, {"names", Int, "questions for names, answered so"},

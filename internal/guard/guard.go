@@ -54,6 +54,8 @@ type Guard struct {
 	views      *views
 	sampler    *sampler
 	prober     *prober
+	frames     *frames // nil: nobody will ask
+	until      until
 	checker    *checker
 	monitor    *machine.Monitor
 	monitorErr error
@@ -158,6 +160,9 @@ func init() {
 		link.CallSchedule:    (*Guard).setSchedule,
 		link.CallConsole:     (*Guard).attachConsole,
 		link.CallTrace:       (*Guard).trace,
+		link.CallShown:       (*Guard).shown,
+		link.CallStopAt:      (*Guard).stopAt,
+		link.CallReached:     (*Guard).reached,
 		link.CallExec:        (*Guard).exec,
 		link.CallCopyIn:      (*Guard).copyIn,
 		link.CallCopyOut:     (*Guard).copyOut,
@@ -197,6 +202,7 @@ func (g *Guard) configure(r link.Request) error {
 // open makes the guard's parts of its descriptors.
 func (g *Guard) open(files map[string]*os.File) error {
 	g.out.SetMachine(g.cfg.Name)
+	g.out.Told = func(kind event.Kind, fields event.Fields) { g.until.told(g, kind, fields) }
 	qmp, err := conn(files, link.FileQMP)
 	if err != nil {
 		return err
@@ -211,6 +217,14 @@ func (g *Guard) open(files map[string]*os.File) error {
 			return err
 		}
 		g.agent = additions.New(channel)
+	}
+	if files[link.FileFrames] != nil {
+		shown, err := conn(files, link.FileFrames)
+		if err != nil {
+			return err
+		}
+		g.frames = newFrames(shown, g.cfg.Running)
+		go g.frames.run()
 	}
 	if g.disk, err = openDisk(files, g.cfg.Watch, g.out.Emit, g.flood); err != nil {
 		return fmt.Errorf("disk: %w", err)
@@ -229,6 +243,9 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.checker.processor, g.checker.shrink = processor{g}, g.shrink
 	go g.sampler.run(g.ctx)
 	g.prober = g.newProber(g.cfg, files[link.FileProbe])
+	if g.prober.watcher != nil {
+		g.prober.watcher.Halt(g.until.held, func() { g.until.late(g) })
+	}
 	g.prober.sampler.Used = g.sampler.clock.used()
 	g.checker.worked = g.newWork().worked
 	go g.checker.run(g.ctx, g.cfg.Check)
@@ -325,7 +342,10 @@ const greetTime = 15 * time.Second
 func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) {
 	closeFiles(r.Files)
 	if g.cfg.Running {
-		_, err := g.qemu(ctx)
+		m, err := g.qemu(ctx)
+		if err == nil && g.cfg.Until != nil {
+			g.until.arm(ctx, m, *g.cfg.Until) // what is behind it already is told by who waits for it
+		}
 		return link.Response{}, err
 	}
 	silent := fmt.Errorf("it runs, and has not greeted on its monitor in %s", greetTime)
@@ -334,6 +354,11 @@ func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) 
 	m, err := g.qemu(up)
 	if err != nil {
 		return link.Response{}, causeOf(up, err)
+	}
+	if g.cfg.Until != nil {
+		if err := g.until.arm(ctx, m, *g.cfg.Until); err != nil {
+			return link.Response{}, err
+		}
 	}
 	deaf := fmt.Errorf("it runs, and has not answered its monitor's \"cont\" in %s", greetTime)
 	going, cancel := context.WithTimeoutCause(ctx, greetTime, deaf)

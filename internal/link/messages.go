@@ -41,6 +41,9 @@ const (
 	CallCheck       = "check"          // all checks, now → CheckReport
 	CallSchedule    = "check-schedule" // CheckSchedule
 	CallConsole     = "console"        // with a connected socket, which becomes the serial line
+	CallShown       = "shown"          // what went over the card of a machine that is recorded or replayed, once QEMU is gone → Shown
+	CallStopAt      = "stop-at"        // Until: where a replay is to stop by itself, instead of where it was to before
+	CallReached     = "reached"        // → Reached, once it has
 	CallTrace       = "trace"          // Trace, with a pipe to write lines of JSON to, until it is given up
 	CallExec        = "exec"           // Exec, with pipes for standard output and error → ExecResult
 	CallCopyIn      = "copy-in"        // Copy, with a pipe to read from → Copied
@@ -90,6 +93,7 @@ const (
 	FileConsoleLog  = "console-log"  // the first 16 MiB, opened for writing
 	FileConsoleTail = "console-tail" // with 0 or 1 behind it: the last of what came after, in turns
 	FileAgent       = "agent"        // connected; only with the exec addition
+	FileFrames      = "frames"       // connected; only where the machine is recorded or replayed
 	FileRAM         = "ram"          // read-only
 	FileProfile     = "profile"
 	FileProbe       = "probe"     // the page shared with QEMU's plugin; only where it is loaded
@@ -104,9 +108,10 @@ type GuardConfig struct {
 	Memory   uint64        `json:"memory_bytes"`
 	CPUs     int           `json:"cpus"`
 	Watch    []string      `json:"watch"`
-	Probe    string        `json:"probe"`    // why there is no FileProbe
-	Recorded bool          `json:"recorded"` // what enters the machine is recorded
-	Running  bool          `json:"running"`  // QEMU runs already: this guard replaces one that died
+	Probe    string        `json:"probe"`           // why there is no FileProbe
+	Recorded bool          `json:"recorded"`        // what enters the machine is recorded
+	Running  bool          `json:"running"`         // QEMU runs already: this guard replaces one that died
+	Until    *Until        `json:"until,omitempty"` // where a replay is to stop
 	Check    CheckSchedule `json:"check"`
 	// PrivateRAM: QEMU has its memory for itself; CallMemory says where, once it runs.
 	PrivateRAM bool     `json:"private_ram"`
@@ -177,6 +182,29 @@ type CheckedView struct {
 	Count   int     `json:"count"`
 	TookMS  float64 `json:"took_ms,omitempty"`
 	Unknown string  `json:"unknown,omitempty"`
+}
+
+// Until is where a replay stops by itself: at a number of instructions, or at the first event of a kind with such fields.
+type Until struct {
+	Instruction int64             `json:"instruction,omitempty"`
+	Kind        string            `json:"kind,omitempty"`
+	Fields      map[string]string `json:"fields,omitempty"` // a value may begin and end with *
+}
+
+// Reached says where it has stopped. Exact: there, and not merely as soon as the event was known.
+type Reached struct {
+	Instruction int64           `json:"instruction"`
+	Kind        string          `json:"kind,omitempty"`
+	Fields      json.RawMessage `json:"fields,omitempty"`
+	Exact       bool            `json:"exact"`
+}
+
+// Shown is the digest of all frames that a card gave and was given, in their order. Whole: from the first to the last.
+type Shown struct {
+	Whole  bool   `json:"whole"`
+	Frames int64  `json:"frames"`
+	Bytes  int64  `json:"bytes"`
+	Sum    string `json:"sum"` // SHA-256, of each frame's length in four bytes, big-endian, and the frame
 }
 
 // Trace asks for system calls.

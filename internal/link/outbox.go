@@ -26,6 +26,8 @@ type Outbox struct {
 	source  string
 	machine string
 	now     func() time.Time
+	// Told, if set, is called with each event that is put in, by who puts it in.
+	Told func(event.Kind, event.Fields)
 
 	mu    sync.Mutex
 	seq   uint64
@@ -82,6 +84,9 @@ func (o *Outbox) SetMachine(name string) {
 
 // Emit puts an event in. It never blocks.
 func (o *Outbox) Emit(kind event.Kind, fields event.Fields) {
+	if o.Told != nil {
+		o.Told(kind, fields)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	defer o.count()

@@ -41,6 +41,8 @@ type Paths struct {
 type Descriptors struct {
 	QMP, Console, Net, Agent int
 	Probe                    int // the page that a plugin shares with the guard; 0: no plugin
+	Frames                   int // where the card's frames are shown, of a machine that is recorded or replayed; 0: nowhere
+	GDB                      int // where a debugger may come; 0: nowhere
 }
 
 // Config is all that the command line depends on.
@@ -121,6 +123,9 @@ func Args(c Config) []string {
 	args = append(args, network(c)...)
 	args = append(args, "-device", "pvpanic-pci",
 		"-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0")
+	if c.FDs.GDB != 0 {
+		args = append(append(args, listener("gdb", c.FDs.GDB, false)...), "-gdb", "chardev:gdb")
+	}
 	if c.FDs.Agent != 0 {
 		args = append(args, listener("agent", c.FDs.Agent, false)...)
 		args = append(args,
@@ -162,6 +167,12 @@ func network(c Config) (args []string) {
 	}
 	if c.Record != "" {
 		args = append(args, "-object", "filter-replay,id=replay0,netdev=net0")
+		if c.FDs.Frames != 0 {
+			// What comes goes through the filters in this order, what goes in the other: shown is what the card is given and what it
+			// gives, each at its instruction, in the recording and in the replay.
+			args = append(args, listener("frames", c.FDs.Frames, true)...)
+			args = append(args, "-object", "filter-mirror,id=frames0,netdev=net0,queue=all,outdev=frames")
+		}
 	}
 	return append(args, "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s", MTU, MAC(c.origin())))
 }

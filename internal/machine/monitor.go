@@ -30,6 +30,7 @@ type Monitor struct {
 	mu     sync.Mutex
 	ending Ending
 	done   chan struct{}
+	stops  chan struct{}
 }
 
 // NewMonitor takes the QMP connection over and begins to follow QEMU's events.
@@ -38,7 +39,7 @@ func NewMonitor(ctx context.Context, conn net.Conn, emit func(event.Kind, event.
 	if err != nil {
 		return nil, err
 	}
-	m := &Monitor{client: client, emit: emit, rebooted: rebooted, panicked: panicked, done: make(chan struct{})}
+	m := &Monitor{client: client, emit: emit, rebooted: rebooted, panicked: panicked, done: make(chan struct{}), stops: make(chan struct{}, 1)}
 	go m.follow()
 	return m, nil
 }
@@ -57,6 +58,11 @@ func (m *Monitor) follow() {
 			m.panicked("told by its panic device")
 		case "GUEST_CRASHLOADED": // a kernel of the guest's own takes over
 			m.Panicked("the guest's kernel panicked")
+		case "STOP":
+			select {
+			case m.stops <- struct{}{}:
+			default:
+			}
 		case "SHUTDOWN":
 			m.end(shutdown(e.Data))
 		}
@@ -155,6 +161,19 @@ func (m *Monitor) Instructions(ctx context.Context) (int64, error) {
 	err := m.client.Run(ctx, "query-replay", nil, &s)
 	return s.Count, err
 }
+
+// Break has a machine that replays stop before it executes more than so many instructions.
+func (m *Monitor) Break(ctx context.Context, instructions int64) error {
+	return m.client.Run(ctx, "replay-break", map[string]int64{"icount": instructions}, nil)
+}
+
+// Unbreak takes Break back.
+func (m *Monitor) Unbreak(ctx context.Context) error {
+	return m.client.Run(ctx, "replay-delete-break", nil, nil)
+}
+
+// Stops has a value when QEMU has stopped the machine, whoever asked for it, since a value was last taken.
+func (m *Monitor) Stops() <-chan struct{} { return m.stops }
 
 // Registers returns what QEMU prints of all CPUs' registers. They are read as they run.
 func (m *Monitor) Registers(ctx context.Context) (text string, err error) {

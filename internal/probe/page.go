@@ -26,10 +26,12 @@ const (
 	atNameData, atDentry, atParent      = 72, 76, 80
 	atName, atNameLen, atTaskTGID       = 84, 88, 92
 	atPoint, atCurrent, atFilter        = 96, 608, 1120
+	atPause                             = atFilter + maxNames*nameSize
 
 	tidings                  = PageSize / 2
 	atAlive, atAPI, atReads  = tidings, tidings + 8, tidings + 12
 	atBell, atAsleep, atMute = tidings + 24, tidings + 28, tidings + 32
+	atPauses                 = tidings + 36
 	atSlot, slotSize         = tidings + 64, 64
 	slotPoint, slotLost      = 4, 8
 
@@ -94,6 +96,9 @@ func (p *page) current(cpu int, v uint64) { p.put64(atCurrent+8*cpu, v) }
 // alive says that the plugin has taken the page up, and reads whether it can tell the files that matter.
 func (p *page) alive() bool { return p.u64(atAlive) == pageMagic }
 func (p *page) reads() bool { return p.u32(atReads) != 0 }
+
+// pauses says that the plugin can have the machine paused where it holds a CPU.
+func (p *page) pauses() bool { return p.u32(atPauses) != 0 }
 
 // prepare writes the addresses that the plugin looks for; it takes them once, when QEMU starts.
 func (p *page) prepare(points []uint64, start uint64) {

@@ -82,8 +82,9 @@ type Watcher struct {
 	// seeing says that the page has what the plugin needs for seeing by itself.
 	seeing bool
 	sink   func(Called) // nil: nobody traces
-	blind  int          // looks in a row at which a kernel was there and could not be understood
-	broken error        // why nothing is probed any more
+	halt   *halt
+	blind  int   // looks in a row at which a kernel was there and could not be understood
+	broken error // why nothing is probed any more
 
 	heard atomic.Uint64 // tasks that began
 
@@ -260,7 +261,12 @@ func (w *Watcher) sweep() (held int) {
 			w.heard.Add(1)
 		}
 		list, err := w.look(cpu, w.page.pointOf(cpu))
+		pause := w.halted(list, turn)
+		w.page.put32(atPause, pause)
 		if !w.page.release(at, turn) {
+			if pause != 0 {
+				w.halt.late()
+			}
 			continue // it had waited long enough: the plugin counts it among the lost
 		}
 		if err != nil {

@@ -373,3 +373,47 @@ func TestAnchors(t *testing.T) {
 		t.Errorf("a pattern that any file may fit: %v", got)
 	}
 }
+
+// TestHalt: the machine is paused at the event that is waited for, and at no other; one that nobody waited for in time is said to be late.
+func TestHalt(t *testing.T) {
+	p := newProbed(t)
+	p.stop()
+	late := make(chan bool, 10)
+	p.w.Halt(func(k event.Kind, f event.Fields) bool { return k == event.ProcessStarted && f["pid"] == int64(7) }, func() { late <- true })
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan struct{})
+	go func() { p.w.Run(ctx); close(over) }()
+	defer func() { cancel(); <-over }()
+	c := cpu{p.page, 0}
+	at := p.page.turn(0)
+	hold := func(pid int64, point string, patience time.Duration) (pause bool) {
+		p.stage.moment.Store(&Moment{Process: Process{PID: pid}})
+		if !c.hold(p.number(point), patience) {
+			return false
+		}
+		return p.page.u32(atPause) == p.page.u32(at)&^turnMask
+	}
+	if hold(7, "proc_exec_connector", 10*time.Second) {
+		t.Error("a plugin is told to pause that can't")
+	}
+	p.page.put32(atPauses, 1)
+	if hold(8, "proc_exec_connector", 10*time.Second) || hold(7, "schedule_tail", 10*time.Second) {
+		t.Error("it is paused at another event")
+	}
+	if !hold(7, "proc_exec_connector", 10*time.Second) {
+		t.Error("it is not paused at the event")
+	}
+	if hold(8, "proc_exec_connector", 10*time.Second) {
+		t.Error("it is paused again at another event")
+	}
+	slow := make(chan struct{})
+	p.stage.late.Store(&slow)
+	hold(7, "proc_exec_connector", 20*time.Millisecond)
+	p.stage.late.Store(nil)
+	close(slow)
+	select {
+	case <-late:
+	case <-time.After(10 * time.Second):
+		t.Error("nobody is told that it was too late")
+	}
+}

@@ -250,10 +250,12 @@ type Machine struct {
 	Introspection string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
 	GuardPid      int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
 	GatePid       int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
-	Checkpoint    string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // the last one of its line: what it was rolled back to, cloned from, or saved as
-	Origin        string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`         // of a clone: the id of the machine whose hardware it has
-	Recording     string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`   // of the last run, and whether it was replayed exactly
-	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`           // how it is known what processes do: probed or sampled, and why
+	Checkpoint    string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`      // the last one of its line: what it was rolled back to, cloned from, or saved as
+	Origin        string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`              // of a clone: the id of the machine whose hardware it has
+	Recording     string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`        // of the last run, and whether it was replayed exactly
+	Replay        *Replay                `protobuf:"bytes,42,opt,name=replay,proto3" json:"replay,omitempty"`              // of a machine that replays another's run
+	Instructions  int64                  `protobuf:"varint,43,opt,name=instructions,proto3" json:"instructions,omitempty"` // executed so far, of a machine that is recorded or replays
+	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`                // how it is known what processes do: probed or sampled, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +505,20 @@ func (x *Machine) GetRecording() string {
 		return x.Recording
 	}
 	return ""
+}
+
+func (x *Machine) GetReplay() *Replay {
+	if x != nil {
+		return x.Replay
+	}
+	return nil
+}
+
+func (x *Machine) GetInstructions() int64 {
+	if x != nil {
+		return x.Instructions
+	}
+	return 0
 }
 
 func (x *Machine) GetProbe() string {
@@ -841,6 +857,8 @@ type ReplayRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	NewName       string                 `protobuf:"bytes,2,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"` // empty: the name and -replay
+	Until         string                 `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`                    // where it stops by itself: 123456789 (instructions), +90s, a time, or KIND[,FIELD=VALUE]...; empty: nowhere
+	Gdb           bool                   `protobuf:"varint,4,opt,name=gdb,proto3" json:"gdb,omitempty"`                       // a debugger may come: Machine.replay.gdb says where
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -889,6 +907,165 @@ func (x *ReplayRequest) GetNewName() string {
 	return ""
 }
 
+func (x *ReplayRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+func (x *ReplayRequest) GetGdb() bool {
+	if x != nil {
+		return x.Gdb
+	}
+	return false
+}
+
+type SeekRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the machine that replays
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // like ReplayRequest.until
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeekRequest) Reset() {
+	*x = SeekRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeekRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeekRequest) ProtoMessage() {}
+
+func (x *SeekRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeekRequest.ProtoReflect.Descriptor instead.
+func (*SeekRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SeekRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SeekRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+// Replay is how far a machine that replays another's run is.
+type Replay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            string                 `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"`
+	Until         string                 `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`              // where it will stop by itself; empty: nowhere, or it has
+	Instruction   int64                  `protobuf:"varint,3,opt,name=instruction,proto3" json:"instruction,omitempty"` // where it last did; 0: nowhere yet
+	Event         string                 `protobuf:"bytes,4,opt,name=event,proto3" json:"event,omitempty"`              // what it stopped for
+	Exact         bool                   `protobuf:"varint,5,opt,name=exact,proto3" json:"exact,omitempty"`             // it stopped there, and not merely as soon as the event was known
+	Recorded      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=recorded,proto3" json:"recorded,omitempty"`        // when that was, by the host's clock while it was recorded
+	Gdb           string                 `protobuf:"bytes,7,opt,name=gdb,proto3" json:"gdb,omitempty"`                  // the socket on which QEMU listens for a debugger
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replay) Reset() {
+	*x = Replay{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replay) ProtoMessage() {}
+
+func (x *Replay) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replay.ProtoReflect.Descriptor instead.
+func (*Replay) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Replay) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *Replay) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+func (x *Replay) GetInstruction() int64 {
+	if x != nil {
+		return x.Instruction
+	}
+	return 0
+}
+
+func (x *Replay) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
+func (x *Replay) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *Replay) GetRecorded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Recorded
+	}
+	return nil
+}
+
+func (x *Replay) GetGdb() string {
+	if x != nil {
+		return x.Gdb
+	}
+	return ""
+}
+
 type StopRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -900,7 +1077,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[9]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1089,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[9]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1102,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{9}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StopRequest) GetName() string {
@@ -959,7 +1136,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[10]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1148,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[10]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1161,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{10}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -1009,7 +1186,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1198,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1211,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{11}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{13}
 }
 
 type SetRulesRequest struct {
@@ -1047,7 +1224,7 @@ type SetRulesRequest struct {
 
 func (x *SetRulesRequest) Reset() {
 	*x = SetRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1236,7 @@ func (x *SetRulesRequest) String() string {
 func (*SetRulesRequest) ProtoMessage() {}
 
 func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1249,7 @@ func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRulesRequest.ProtoReflect.Descriptor instead.
 func (*SetRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{12}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetRulesRequest) GetName() string {
@@ -1099,7 +1276,7 @@ type ConsoleInput struct {
 
 func (x *ConsoleInput) Reset() {
 	*x = ConsoleInput{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1288,7 @@ func (x *ConsoleInput) String() string {
 func (*ConsoleInput) ProtoMessage() {}
 
 func (x *ConsoleInput) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1301,7 @@ func (x *ConsoleInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleInput.ProtoReflect.Descriptor instead.
 func (*ConsoleInput) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{13}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConsoleInput) GetName() string {
@@ -1150,7 +1327,7 @@ type ConsoleOutput struct {
 
 func (x *ConsoleOutput) Reset() {
 	*x = ConsoleOutput{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1339,7 @@ func (x *ConsoleOutput) String() string {
 func (*ConsoleOutput) ProtoMessage() {}
 
 func (x *ConsoleOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1352,7 @@ func (x *ConsoleOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleOutput.ProtoReflect.Descriptor instead.
 func (*ConsoleOutput) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{14}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConsoleOutput) GetData() []byte {
@@ -1197,7 +1374,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1386,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1399,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{15}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetName() string {
@@ -1267,7 +1444,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1456,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1469,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{16}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecOutput) GetStdout() []byte {
@@ -1349,7 +1526,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1538,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1551,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{17}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CopyInRequest) GetName() string {
@@ -1414,7 +1591,7 @@ type CopyInResponse struct {
 
 func (x *CopyInResponse) Reset() {
 	*x = CopyInResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1603,7 @@ func (x *CopyInResponse) String() string {
 func (*CopyInResponse) ProtoMessage() {}
 
 func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1616,7 @@ func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInResponse.ProtoReflect.Descriptor instead.
 func (*CopyInResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{18}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CopyInResponse) GetBytes() uint64 {
@@ -1459,7 +1636,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1648,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1661,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{19}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CopyOutRequest) GetName() string {
@@ -1510,7 +1687,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1699,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1712,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{20}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -1555,7 +1732,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1744,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1757,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{21}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TraceRequest) GetName() string {
@@ -1607,7 +1784,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1796,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1809,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CaptureRequest) GetName() string {
@@ -1685,7 +1862,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1874,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1887,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Process) GetPid() int64 {
@@ -1923,7 +2100,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2112,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2125,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Capabilities) GetEffective() []string {
@@ -2003,7 +2180,7 @@ type Namespaces struct {
 
 func (x *Namespaces) Reset() {
 	*x = Namespaces{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2192,7 @@ func (x *Namespaces) String() string {
 func (*Namespaces) ProtoMessage() {}
 
 func (x *Namespaces) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2205,7 @@ func (x *Namespaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespaces.ProtoReflect.Descriptor instead.
 func (*Namespaces) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Namespaces) GetPid() uint64 {
@@ -2097,7 +2274,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2286,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2299,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProcessRequest) GetName() string {
@@ -2148,7 +2325,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2337,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2350,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2194,7 +2371,7 @@ type Module struct {
 
 func (x *Module) Reset() {
 	*x = Module{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2383,7 @@ func (x *Module) String() string {
 func (*Module) ProtoMessage() {}
 
 func (x *Module) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2396,7 @@ func (x *Module) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Module.ProtoReflect.Descriptor instead.
 func (*Module) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Module) GetName() string {
@@ -2252,7 +2429,7 @@ type ModulesResponse struct {
 
 func (x *ModulesResponse) Reset() {
 	*x = ModulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2441,7 @@ func (x *ModulesResponse) String() string {
 func (*ModulesResponse) ProtoMessage() {}
 
 func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2454,7 @@ func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModulesResponse.ProtoReflect.Descriptor instead.
 func (*ModulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ModulesResponse) GetModules() []*Module {
@@ -2307,7 +2484,7 @@ type Socket struct {
 
 func (x *Socket) Reset() {
 	*x = Socket{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2319,7 +2496,7 @@ func (x *Socket) String() string {
 func (*Socket) ProtoMessage() {}
 
 func (x *Socket) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2332,7 +2509,7 @@ func (x *Socket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Socket.ProtoReflect.Descriptor instead.
 func (*Socket) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Socket) GetProtocol() string {
@@ -2428,7 +2605,7 @@ type SocketsResponse struct {
 
 func (x *SocketsResponse) Reset() {
 	*x = SocketsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2617,7 @@ func (x *SocketsResponse) String() string {
 func (*SocketsResponse) ProtoMessage() {}
 
 func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2630,7 @@ func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketsResponse.ProtoReflect.Descriptor instead.
 func (*SocketsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SocketsResponse) GetSockets() []*Socket {
@@ -2482,7 +2659,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2671,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2684,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *File) GetPid() int64 {
@@ -2596,7 +2773,7 @@ type FilesResponse struct {
 
 func (x *FilesResponse) Reset() {
 	*x = FilesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2785,7 @@ func (x *FilesResponse) String() string {
 func (*FilesResponse) ProtoMessage() {}
 
 func (x *FilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2798,7 @@ func (x *FilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesResponse.ProtoReflect.Descriptor instead.
 func (*FilesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FilesResponse) GetFiles() []*File {
@@ -2648,7 +2825,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2837,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2850,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Region) GetStart() uint64 {
@@ -2748,7 +2925,7 @@ type MapsResponse struct {
 
 func (x *MapsResponse) Reset() {
 	*x = MapsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2760,7 +2937,7 @@ func (x *MapsResponse) String() string {
 func (*MapsResponse) ProtoMessage() {}
 
 func (x *MapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2773,7 +2950,7 @@ func (x *MapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapsResponse.ProtoReflect.Descriptor instead.
 func (*MapsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MapsResponse) GetRegions() []*Region {
@@ -2805,7 +2982,7 @@ type KernelResponse struct {
 
 func (x *KernelResponse) Reset() {
 	*x = KernelResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +2994,7 @@ func (x *KernelResponse) String() string {
 func (*KernelResponse) ProtoMessage() {}
 
 func (x *KernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +3007,7 @@ func (x *KernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelResponse.ProtoReflect.Descriptor instead.
 func (*KernelResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KernelResponse) GetBanner() string {
@@ -2943,7 +3120,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2955,7 +3132,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2968,7 +3145,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3017,7 +3194,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3206,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3219,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Finding) GetKind() string {
@@ -3127,7 +3304,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3139,7 +3316,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3152,7 +3329,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Evidence) GetAddress() uint64 {
@@ -3196,7 +3373,7 @@ type CheckedView struct {
 
 func (x *CheckedView) Reset() {
 	*x = CheckedView{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3385,7 @@ func (x *CheckedView) String() string {
 func (*CheckedView) ProtoMessage() {}
 
 func (x *CheckedView) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3398,7 @@ func (x *CheckedView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckedView.ProtoReflect.Descriptor instead.
 func (*CheckedView) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CheckedView) GetCheck() string {
@@ -3272,7 +3449,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3461,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3474,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BuildRequest) GetRecipe() string {
@@ -3348,7 +3525,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3537,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3550,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportRequest) GetFile() string {
@@ -3423,7 +3600,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3435,7 +3612,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3625,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Progress) GetStep() string {
@@ -3494,7 +3671,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3683,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3696,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Image) GetName() string {
@@ -3580,7 +3757,7 @@ type ImageRequest struct {
 
 func (x *ImageRequest) Reset() {
 	*x = ImageRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +3769,7 @@ func (x *ImageRequest) String() string {
 func (*ImageRequest) ProtoMessage() {}
 
 func (x *ImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,7 +3782,7 @@ func (x *ImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRequest.ProtoReflect.Descriptor instead.
 func (*ImageRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ImageRequest) GetName() string {
@@ -3623,7 +3800,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +3812,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +3825,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
 }
 
 type ListImagesResponse struct {
@@ -3660,7 +3837,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3672,7 +3849,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3685,7 +3862,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3704,7 +3881,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3716,7 +3893,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3729,7 +3906,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *VerifyImageResponse) GetId() string {
@@ -3751,7 +3928,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3940,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3953,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListEventsRequest) GetMachine() string {
@@ -3820,7 +3997,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3832,7 +4009,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3845,7 +4022,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Event) GetId() string {
@@ -3891,7 +4068,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3903,7 +4080,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3916,7 +4093,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
 }
 
 type ReloadRequest struct {
@@ -3927,7 +4104,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3939,7 +4116,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3952,7 +4129,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
 }
 
 type ListRulesResponse struct {
@@ -3964,7 +4141,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4153,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4166,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -4012,7 +4189,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4201,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4214,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Rule) GetId() string {
@@ -4083,7 +4260,7 @@ type HeadRequest struct {
 
 func (x *HeadRequest) Reset() {
 	*x = HeadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4095,7 +4272,7 @@ func (x *HeadRequest) String() string {
 func (*HeadRequest) ProtoMessage() {}
 
 func (x *HeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4108,7 +4285,7 @@ func (x *HeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRequest.ProtoReflect.Descriptor instead.
 func (*HeadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
 }
 
 type HeadResponse struct {
@@ -4123,7 +4300,7 @@ type HeadResponse struct {
 
 func (x *HeadResponse) Reset() {
 	*x = HeadResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4135,7 +4312,7 @@ func (x *HeadResponse) String() string {
 func (*HeadResponse) ProtoMessage() {}
 
 func (x *HeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4148,7 +4325,7 @@ func (x *HeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadResponse.ProtoReflect.Descriptor instead.
 func (*HeadResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *HeadResponse) GetSize() uint64 {
@@ -4187,7 +4364,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4376,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4389,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
 }
 
 type InfoResponse struct {
@@ -4228,7 +4405,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4417,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4430,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -4303,7 +4480,7 @@ type TakeCheckpointRequest struct {
 
 func (x *TakeCheckpointRequest) Reset() {
 	*x = TakeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4492,7 @@ func (x *TakeCheckpointRequest) String() string {
 func (*TakeCheckpointRequest) ProtoMessage() {}
 
 func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4505,7 @@ func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*TakeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TakeCheckpointRequest) GetName() string {
@@ -4368,7 +4545,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4380,7 +4557,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4393,7 +4570,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -4412,7 +4589,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4424,7 +4601,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4437,7 +4614,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListCheckpointsRequest) GetName() string {
@@ -4456,7 +4633,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4468,7 +4645,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4481,7 +4658,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4502,7 +4679,7 @@ type ChangeCheckpointRequest struct {
 
 func (x *ChangeCheckpointRequest) Reset() {
 	*x = ChangeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4514,7 +4691,7 @@ func (x *ChangeCheckpointRequest) String() string {
 func (*ChangeCheckpointRequest) ProtoMessage() {}
 
 func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4527,7 +4704,7 @@ func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ChangeCheckpointRequest) GetId() string {
@@ -4565,7 +4742,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +4754,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +4767,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RollbackRequest) GetName() string {
@@ -4632,7 +4809,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4821,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4834,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RollbackResponse) GetMachine() *Machine {
@@ -4692,7 +4869,7 @@ type ReopensResponse struct {
 
 func (x *ReopensResponse) Reset() {
 	*x = ReopensResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4704,7 +4881,7 @@ func (x *ReopensResponse) String() string {
 func (*ReopensResponse) ProtoMessage() {}
 
 func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4717,7 +4894,7 @@ func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopensResponse.ProtoReflect.Descriptor instead.
 func (*ReopensResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReopensResponse) GetCheckpoint() string {
@@ -4754,7 +4931,7 @@ type Reopened struct {
 
 func (x *Reopened) Reset() {
 	*x = Reopened{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4766,7 +4943,7 @@ func (x *Reopened) String() string {
 func (*Reopened) ProtoMessage() {}
 
 func (x *Reopened) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4779,7 +4956,7 @@ func (x *Reopened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reopened.ProtoReflect.Descriptor instead.
 func (*Reopened) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Reopened) GetKind() string {
@@ -4825,7 +5002,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4837,7 +5014,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4850,7 +5027,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CloneRequest) GetName() string {
@@ -4932,7 +5109,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4944,7 +5121,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4957,7 +5134,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -5140,7 +5317,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06record\x18\x15 \x01(\bR\x06record\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf0\b\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -5175,7 +5352,9 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"checkpoint\x18\x1d \x01(\tR\n" +
 	"checkpoint\x12\x16\n" +
 	"\x06origin\x18\x1e \x01(\tR\x06origin\x12\x1c\n" +
-	"\trecording\x18) \x01(\tR\trecording\x12\x14\n" +
+	"\trecording\x18) \x01(\tR\trecording\x12(\n" +
+	"\x06replay\x18* \x01(\v2\x10.vigia.v1.ReplayR\x06replay\x12\"\n" +
+	"\finstructions\x18+ \x01(\x03R\finstructions\x12\x14\n" +
 	"\x05probe\x18( \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5206,10 +5385,23 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"first_drop\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tfirstDrop\"\x15\n" +
 	"\x13ListMachinesRequest\"E\n" +
 	"\x14ListMachinesResponse\x12-\n" +
-	"\bmachines\x18\x01 \x03(\v2\x11.vigia.v1.MachineR\bmachines\">\n" +
+	"\bmachines\x18\x01 \x03(\v2\x11.vigia.v1.MachineR\bmachines\"f\n" +
 	"\rReplayRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
-	"\bnew_name\x18\x02 \x01(\tR\anewName\"`\n" +
+	"\bnew_name\x18\x02 \x01(\tR\anewName\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\tR\x05until\x12\x10\n" +
+	"\x03gdb\x18\x04 \x01(\bR\x03gdb\"1\n" +
+	"\vSeekRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"\xc6\x01\n" +
+	"\x06Replay\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\tR\x05until\x12 \n" +
+	"\vinstruction\x18\x03 \x01(\x03R\vinstruction\x12\x14\n" +
+	"\x05event\x18\x04 \x01(\tR\x05event\x12\x14\n" +
+	"\x05exact\x18\x05 \x01(\bR\x05exact\x126\n" +
+	"\brecorded\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\brecorded\x12\x10\n" +
+	"\x03gdb\x18\a \x01(\tR\x03gdb\"`\n" +
 	"\vStopRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12'\n" +
@@ -5552,7 +5744,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x14machine_memory_bytes\x18\x13 \x01(\x04R\x12machineMemoryBytes\x12\x18\n" +
 	"\adamaged\x18\x14 \x01(\tR\adamaged\x12\x19\n" +
 	"\bdisk_why\x18\x15 \x01(\tR\adiskWhy\x12\x1b\n" +
-	"\tfrozen_ms\x18\x16 \x01(\x01R\bfrozenMs2\xc8\b\n" +
+	"\tfrozen_ms\x18\x16 \x01(\x01R\bfrozenMs2\xfa\b\n" +
 	"\bMachines\x12.\n" +
 	"\x03Run\x12\x14.vigia.v1.RunRequest\x1a\x11.vigia.v1.Machine\x12E\n" +
 	"\x04List\x12\x1d.vigia.v1.ListMachinesRequest\x1a\x1e.vigia.v1.ListMachinesResponse\x123\n" +
@@ -5572,7 +5764,8 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04Exec\x12\x15.vigia.v1.ExecRequest\x1a\x14.vigia.v1.ExecOutput0\x01\x12=\n" +
 	"\x06CopyIn\x12\x17.vigia.v1.CopyInRequest\x1a\x18.vigia.v1.CopyInResponse(\x01\x126\n" +
 	"\aCopyOut\x12\x18.vigia.v1.CopyOutRequest\x1a\x0f.vigia.v1.Chunk0\x01\x124\n" +
-	"\x06Replay\x12\x17.vigia.v1.ReplayRequest\x1a\x11.vigia.v1.Machine\x126\n" +
+	"\x06Replay\x12\x17.vigia.v1.ReplayRequest\x1a\x11.vigia.v1.Machine\x120\n" +
+	"\x04Seek\x12\x15.vigia.v1.SeekRequest\x1a\x11.vigia.v1.Machine\x126\n" +
 	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x01\x122\n" +
 	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\xd5\x03\n" +
 	"\vCheckpoints\x12=\n" +
@@ -5619,7 +5812,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
@@ -5630,200 +5823,206 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*ListMachinesRequest)(nil),     // 6: vigia.v1.ListMachinesRequest
 	(*ListMachinesResponse)(nil),    // 7: vigia.v1.ListMachinesResponse
 	(*ReplayRequest)(nil),           // 8: vigia.v1.ReplayRequest
-	(*StopRequest)(nil),             // 9: vigia.v1.StopRequest
-	(*RemoveRequest)(nil),           // 10: vigia.v1.RemoveRequest
-	(*RemoveResponse)(nil),          // 11: vigia.v1.RemoveResponse
-	(*SetRulesRequest)(nil),         // 12: vigia.v1.SetRulesRequest
-	(*ConsoleInput)(nil),            // 13: vigia.v1.ConsoleInput
-	(*ConsoleOutput)(nil),           // 14: vigia.v1.ConsoleOutput
-	(*ExecRequest)(nil),             // 15: vigia.v1.ExecRequest
-	(*ExecOutput)(nil),              // 16: vigia.v1.ExecOutput
-	(*CopyInRequest)(nil),           // 17: vigia.v1.CopyInRequest
-	(*CopyInResponse)(nil),          // 18: vigia.v1.CopyInResponse
-	(*CopyOutRequest)(nil),          // 19: vigia.v1.CopyOutRequest
-	(*Chunk)(nil),                   // 20: vigia.v1.Chunk
-	(*TraceRequest)(nil),            // 21: vigia.v1.TraceRequest
-	(*CaptureRequest)(nil),          // 22: vigia.v1.CaptureRequest
-	(*Process)(nil),                 // 23: vigia.v1.Process
-	(*Capabilities)(nil),            // 24: vigia.v1.Capabilities
-	(*Namespaces)(nil),              // 25: vigia.v1.Namespaces
-	(*ProcessRequest)(nil),          // 26: vigia.v1.ProcessRequest
-	(*ProcessesResponse)(nil),       // 27: vigia.v1.ProcessesResponse
-	(*Module)(nil),                  // 28: vigia.v1.Module
-	(*ModulesResponse)(nil),         // 29: vigia.v1.ModulesResponse
-	(*Socket)(nil),                  // 30: vigia.v1.Socket
-	(*SocketsResponse)(nil),         // 31: vigia.v1.SocketsResponse
-	(*File)(nil),                    // 32: vigia.v1.File
-	(*FilesResponse)(nil),           // 33: vigia.v1.FilesResponse
-	(*Region)(nil),                  // 34: vigia.v1.Region
-	(*MapsResponse)(nil),            // 35: vigia.v1.MapsResponse
-	(*KernelResponse)(nil),          // 36: vigia.v1.KernelResponse
-	(*CheckResponse)(nil),           // 37: vigia.v1.CheckResponse
-	(*Finding)(nil),                 // 38: vigia.v1.Finding
-	(*Evidence)(nil),                // 39: vigia.v1.Evidence
-	(*CheckedView)(nil),             // 40: vigia.v1.CheckedView
-	(*BuildRequest)(nil),            // 41: vigia.v1.BuildRequest
-	(*ImportRequest)(nil),           // 42: vigia.v1.ImportRequest
-	(*Progress)(nil),                // 43: vigia.v1.Progress
-	(*Image)(nil),                   // 44: vigia.v1.Image
-	(*ImageRequest)(nil),            // 45: vigia.v1.ImageRequest
-	(*ListImagesRequest)(nil),       // 46: vigia.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 47: vigia.v1.ListImagesResponse
-	(*VerifyImageResponse)(nil),     // 48: vigia.v1.VerifyImageResponse
-	(*ListEventsRequest)(nil),       // 49: vigia.v1.ListEventsRequest
-	(*Event)(nil),                   // 50: vigia.v1.Event
-	(*ListRulesRequest)(nil),        // 51: vigia.v1.ListRulesRequest
-	(*ReloadRequest)(nil),           // 52: vigia.v1.ReloadRequest
-	(*ListRulesResponse)(nil),       // 53: vigia.v1.ListRulesResponse
-	(*Rule)(nil),                    // 54: vigia.v1.Rule
-	(*HeadRequest)(nil),             // 55: vigia.v1.HeadRequest
-	(*HeadResponse)(nil),            // 56: vigia.v1.HeadResponse
-	(*InfoRequest)(nil),             // 57: vigia.v1.InfoRequest
-	(*InfoResponse)(nil),            // 58: vigia.v1.InfoResponse
-	(*TakeCheckpointRequest)(nil),   // 59: vigia.v1.TakeCheckpointRequest
-	(*CheckpointRequest)(nil),       // 60: vigia.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 61: vigia.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil), // 62: vigia.v1.ListCheckpointsResponse
-	(*ChangeCheckpointRequest)(nil), // 63: vigia.v1.ChangeCheckpointRequest
-	(*RollbackRequest)(nil),         // 64: vigia.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 65: vigia.v1.RollbackResponse
-	(*ReopensResponse)(nil),         // 66: vigia.v1.ReopensResponse
-	(*Reopened)(nil),                // 67: vigia.v1.Reopened
-	(*CloneRequest)(nil),            // 68: vigia.v1.CloneRequest
-	(*Checkpoint)(nil),              // 69: vigia.v1.Checkpoint
-	nil,                             // 70: vigia.v1.RunRequest.LabelsEntry
-	nil,                             // 71: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 72: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 73: google.protobuf.Struct
+	(*SeekRequest)(nil),             // 9: vigia.v1.SeekRequest
+	(*Replay)(nil),                  // 10: vigia.v1.Replay
+	(*StopRequest)(nil),             // 11: vigia.v1.StopRequest
+	(*RemoveRequest)(nil),           // 12: vigia.v1.RemoveRequest
+	(*RemoveResponse)(nil),          // 13: vigia.v1.RemoveResponse
+	(*SetRulesRequest)(nil),         // 14: vigia.v1.SetRulesRequest
+	(*ConsoleInput)(nil),            // 15: vigia.v1.ConsoleInput
+	(*ConsoleOutput)(nil),           // 16: vigia.v1.ConsoleOutput
+	(*ExecRequest)(nil),             // 17: vigia.v1.ExecRequest
+	(*ExecOutput)(nil),              // 18: vigia.v1.ExecOutput
+	(*CopyInRequest)(nil),           // 19: vigia.v1.CopyInRequest
+	(*CopyInResponse)(nil),          // 20: vigia.v1.CopyInResponse
+	(*CopyOutRequest)(nil),          // 21: vigia.v1.CopyOutRequest
+	(*Chunk)(nil),                   // 22: vigia.v1.Chunk
+	(*TraceRequest)(nil),            // 23: vigia.v1.TraceRequest
+	(*CaptureRequest)(nil),          // 24: vigia.v1.CaptureRequest
+	(*Process)(nil),                 // 25: vigia.v1.Process
+	(*Capabilities)(nil),            // 26: vigia.v1.Capabilities
+	(*Namespaces)(nil),              // 27: vigia.v1.Namespaces
+	(*ProcessRequest)(nil),          // 28: vigia.v1.ProcessRequest
+	(*ProcessesResponse)(nil),       // 29: vigia.v1.ProcessesResponse
+	(*Module)(nil),                  // 30: vigia.v1.Module
+	(*ModulesResponse)(nil),         // 31: vigia.v1.ModulesResponse
+	(*Socket)(nil),                  // 32: vigia.v1.Socket
+	(*SocketsResponse)(nil),         // 33: vigia.v1.SocketsResponse
+	(*File)(nil),                    // 34: vigia.v1.File
+	(*FilesResponse)(nil),           // 35: vigia.v1.FilesResponse
+	(*Region)(nil),                  // 36: vigia.v1.Region
+	(*MapsResponse)(nil),            // 37: vigia.v1.MapsResponse
+	(*KernelResponse)(nil),          // 38: vigia.v1.KernelResponse
+	(*CheckResponse)(nil),           // 39: vigia.v1.CheckResponse
+	(*Finding)(nil),                 // 40: vigia.v1.Finding
+	(*Evidence)(nil),                // 41: vigia.v1.Evidence
+	(*CheckedView)(nil),             // 42: vigia.v1.CheckedView
+	(*BuildRequest)(nil),            // 43: vigia.v1.BuildRequest
+	(*ImportRequest)(nil),           // 44: vigia.v1.ImportRequest
+	(*Progress)(nil),                // 45: vigia.v1.Progress
+	(*Image)(nil),                   // 46: vigia.v1.Image
+	(*ImageRequest)(nil),            // 47: vigia.v1.ImageRequest
+	(*ListImagesRequest)(nil),       // 48: vigia.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 49: vigia.v1.ListImagesResponse
+	(*VerifyImageResponse)(nil),     // 50: vigia.v1.VerifyImageResponse
+	(*ListEventsRequest)(nil),       // 51: vigia.v1.ListEventsRequest
+	(*Event)(nil),                   // 52: vigia.v1.Event
+	(*ListRulesRequest)(nil),        // 53: vigia.v1.ListRulesRequest
+	(*ReloadRequest)(nil),           // 54: vigia.v1.ReloadRequest
+	(*ListRulesResponse)(nil),       // 55: vigia.v1.ListRulesResponse
+	(*Rule)(nil),                    // 56: vigia.v1.Rule
+	(*HeadRequest)(nil),             // 57: vigia.v1.HeadRequest
+	(*HeadResponse)(nil),            // 58: vigia.v1.HeadResponse
+	(*InfoRequest)(nil),             // 59: vigia.v1.InfoRequest
+	(*InfoResponse)(nil),            // 60: vigia.v1.InfoResponse
+	(*TakeCheckpointRequest)(nil),   // 61: vigia.v1.TakeCheckpointRequest
+	(*CheckpointRequest)(nil),       // 62: vigia.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 63: vigia.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil), // 64: vigia.v1.ListCheckpointsResponse
+	(*ChangeCheckpointRequest)(nil), // 65: vigia.v1.ChangeCheckpointRequest
+	(*RollbackRequest)(nil),         // 66: vigia.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 67: vigia.v1.RollbackResponse
+	(*ReopensResponse)(nil),         // 68: vigia.v1.ReopensResponse
+	(*Reopened)(nil),                // 69: vigia.v1.Reopened
+	(*CloneRequest)(nil),            // 70: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 71: vigia.v1.Checkpoint
+	nil,                             // 72: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 73: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 74: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 75: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	70, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	72, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	72, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	72, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	72, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	71, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	74, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	74, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	74, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	73, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
-	72, // 8: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
-	2,  // 9: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	72, // 10: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
-	24, // 11: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
-	25, // 12: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
-	23, // 13: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
-	28, // 14: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	30, // 15: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
-	32, // 16: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
-	34, // 17: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	72, // 18: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
-	38, // 19: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
-	40, // 20: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
-	39, // 21: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
-	44, // 22: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	72, // 23: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	44, // 24: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	72, // 25: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	72, // 26: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	73, // 27: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	54, // 28: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	72, // 29: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	72, // 30: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	69, // 31: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
-	2,  // 32: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
-	67, // 33: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
-	67, // 34: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
-	72, // 35: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
-	1,  // 36: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 37: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 38: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 39: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	9,  // 40: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 41: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 42: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	10, // 43: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 44: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 45: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	12, // 46: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	13, // 47: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 48: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	15, // 49: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	17, // 50: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	19, // 51: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	8,  // 52: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
-	22, // 53: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	21, // 54: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
-	59, // 55: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
-	61, // 56: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
-	63, // 57: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
-	60, // 58: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
-	64, // 59: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
-	64, // 60: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
-	68, // 61: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
-	0,  // 62: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 63: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 64: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 65: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	26, // 66: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	26, // 67: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 68: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	41, // 69: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	42, // 70: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	46, // 71: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	45, // 72: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	45, // 73: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	49, // 74: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	51, // 75: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	52, // 76: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	55, // 77: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	57, // 78: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 79: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 80: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 81: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 82: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 83: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 84: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 85: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	11, // 86: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 87: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 88: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 89: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	14, // 90: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	14, // 91: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	16, // 92: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	18, // 93: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	20, // 94: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	2,  // 95: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
-	20, // 96: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	20, // 97: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
-	69, // 98: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
-	62, // 99: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
-	69, // 100: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
-	11, // 101: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
-	65, // 102: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
-	66, // 103: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
-	2,  // 104: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
-	27, // 105: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	29, // 106: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	37, // 107: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	31, // 108: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	33, // 109: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	35, // 110: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	36, // 111: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	43, // 112: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	43, // 113: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	47, // 114: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	11, // 115: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	48, // 116: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	50, // 117: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	53, // 118: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	53, // 119: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	56, // 120: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	58, // 121: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	79, // [79:122] is the sub-list for method output_type
-	36, // [36:79] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	10, // 8: vigia.v1.Machine.replay:type_name -> vigia.v1.Replay
+	74, // 9: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	2,  // 10: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
+	74, // 11: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
+	74, // 12: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	26, // 13: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
+	27, // 14: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
+	25, // 15: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
+	30, // 16: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
+	32, // 17: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
+	34, // 18: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
+	36, // 19: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
+	74, // 20: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	40, // 21: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
+	42, // 22: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
+	41, // 23: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
+	46, // 24: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	74, // 25: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	46, // 26: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	74, // 27: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	74, // 28: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	75, // 29: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	56, // 30: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	74, // 31: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	74, // 32: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	71, // 33: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	2,  // 34: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
+	69, // 35: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
+	69, // 36: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
+	74, // 37: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	1,  // 38: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 39: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 40: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 41: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	11, // 42: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 43: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 44: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	12, // 45: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 46: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 47: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	14, // 48: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	15, // 49: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 50: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	17, // 51: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	19, // 52: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	21, // 53: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	8,  // 54: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
+	9,  // 55: vigia.v1.Machines.Seek:input_type -> vigia.v1.SeekRequest
+	24, // 56: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	23, // 57: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
+	61, // 58: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	63, // 59: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	65, // 60: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	62, // 61: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	66, // 62: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	66, // 63: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
+	70, // 64: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 65: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 66: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 67: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 68: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	28, // 69: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	28, // 70: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 71: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	43, // 72: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	44, // 73: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	48, // 74: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	47, // 75: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	47, // 76: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	51, // 77: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	53, // 78: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	54, // 79: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	57, // 80: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	59, // 81: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 82: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 83: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 84: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 85: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 86: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 87: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 88: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	13, // 89: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 90: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 91: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 92: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	16, // 93: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	16, // 94: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	18, // 95: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	20, // 96: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	22, // 97: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	2,  // 98: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
+	2,  // 99: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
+	22, // 100: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	22, // 101: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
+	71, // 102: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	64, // 103: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	71, // 104: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	13, // 105: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	67, // 106: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
+	68, // 107: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
+	2,  // 108: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	29, // 109: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	31, // 110: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	39, // 111: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	33, // 112: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	35, // 113: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	37, // 114: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	38, // 115: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	45, // 116: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	45, // 117: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	49, // 118: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	13, // 119: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	50, // 120: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	52, // 121: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	55, // 122: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	55, // 123: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	58, // 124: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	60, // 125: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	82, // [82:126] is the sub-list for method output_type
+	38, // [38:82] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -5831,14 +6030,14 @@ func file_vigia_v1_vigia_proto_init() {
 	if File_vigia_v1_vigia_proto != nil {
 		return
 	}
-	file_vigia_v1_vigia_proto_msgTypes[63].OneofWrappers = []any{}
+	file_vigia_v1_vigia_proto_msgTypes[65].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   72,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

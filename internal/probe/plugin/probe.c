@@ -53,6 +53,10 @@ uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 __attribute__((weak)) void *qemu_get_cpu(int index);
 __attribute__((weak)) int cpu_memory_rw_debug(void *cpu, uint64_t addr, void *buf, size_t len, bool write);
 
+/* Likewise: what a device of the emulator's calls on a virtual CPU's thread to have the machine paused (include/sysemu/runstate.h). */
+enum { RUN_STATE_PAUSED = 4 };
+__attribute__((weak)) int vm_stop(int state);
+
 EXPORT int qemu_plugin_version = PLUGIN_API;
 
 enum {
@@ -97,6 +101,7 @@ struct orders {
 	uint64_t point[POINTS];      /* link addresses */
 	uint64_t current[CPUS];      /* run-time address of each CPU's pointer to its task */
 	struct name filter[NAMES];
+	_Atomic uint32_t pause;      /* number of the hit << 2 at which the machine is to be paused; 0: none */
 };
 #define SLIDE_UNKNOWN UINT64_MAX
 
@@ -119,7 +124,8 @@ struct tidings {
 	_Atomic uint32_t bell;    /* changes with each hit, and wakes the guard */
 	_Atomic uint32_t asleep;  /* the guard waits for the bell */
 	_Atomic uint32_t silent;  /* the number of a guard that did not answer in time */
-	uint32_t pad[7];
+	uint32_t pauses;          /* a guard can have the machine paused at a hit */
+	uint32_t pad[6];
 	struct slot slot[CPUS];
 };
 
@@ -263,6 +269,8 @@ static void hit(unsigned vcpu, void *data)
 	if (!seen(s, held)) {
 		atomic_store(&tidings->silent, reader);
 		atomic_fetch_add(&s->lost, 1);
+	} else if (atomic_load(&orders->pause) == (held & ~3u) && tidings->pauses) {
+		vm_stop(RUN_STATE_PAUSED); /* before the next block of instructions */
 	}
 }
 
@@ -310,6 +318,7 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int a
 	}
 	tidings->api = PLUGIN_API;
 	tidings->reads = qemu_get_cpu && cpu_memory_rw_debug;
+	tidings->pauses = vm_stop != NULL;
 	atomic_store(&tidings->guess, SLIDE_UNKNOWN);
 	tidings->magic = MAGIC;
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);

@@ -86,6 +86,8 @@ const (
 	MachinesCopyOutProcedure = "/vigia.v1.Machines/CopyOut"
 	// MachinesReplayProcedure is the fully-qualified name of the Machines's Replay RPC.
 	MachinesReplayProcedure = "/vigia.v1.Machines/Replay"
+	// MachinesSeekProcedure is the fully-qualified name of the Machines's Seek RPC.
+	MachinesSeekProcedure = "/vigia.v1.Machines/Seek"
 	// MachinesCaptureProcedure is the fully-qualified name of the Machines's Capture RPC.
 	MachinesCaptureProcedure = "/vigia.v1.Machines/Capture"
 	// MachinesTraceProcedure is the fully-qualified name of the Machines's Trace RPC.
@@ -164,6 +166,8 @@ type MachinesClient interface {
 	CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
 	// Replay makes a machine that does again what another one did in its last run, which was recorded.
 	Replay(context.Context, *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error)
+	// Seek has a replay go to another moment, ahead or behind. It answers at once: Machine.replay says when it is there.
+	Seek(context.Context, *connect.Request[vigiav1.SeekRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Capture streams the machine's frames as pcapng until the caller ends it.
 	Capture(context.Context, *connect.Request[vigiav1.CaptureRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error)
 	// Trace streams the system calls of a machine's processes, as lines of JSON, until the caller ends it. Where QEMU has the plugin only.
@@ -283,6 +287,12 @@ func NewMachinesClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(machinesMethods.ByName("Replay")),
 			connect.WithClientOptions(opts...),
 		),
+		seek: connect.NewClient[vigiav1.SeekRequest, vigiav1.Machine](
+			httpClient,
+			baseURL+MachinesSeekProcedure,
+			connect.WithSchema(machinesMethods.ByName("Seek")),
+			connect.WithClientOptions(opts...),
+		),
 		capture: connect.NewClient[vigiav1.CaptureRequest, vigiav1.Chunk](
 			httpClient,
 			baseURL+MachinesCaptureProcedure,
@@ -317,6 +327,7 @@ type machinesClient struct {
 	copyIn     *connect.Client[vigiav1.CopyInRequest, vigiav1.CopyInResponse]
 	copyOut    *connect.Client[vigiav1.CopyOutRequest, vigiav1.Chunk]
 	replay     *connect.Client[vigiav1.ReplayRequest, vigiav1.Machine]
+	seek       *connect.Client[vigiav1.SeekRequest, vigiav1.Machine]
 	capture    *connect.Client[vigiav1.CaptureRequest, vigiav1.Chunk]
 	trace      *connect.Client[vigiav1.TraceRequest, vigiav1.Chunk]
 }
@@ -406,6 +417,11 @@ func (c *machinesClient) Replay(ctx context.Context, req *connect.Request[vigiav
 	return c.replay.CallUnary(ctx, req)
 }
 
+// Seek calls vigia.v1.Machines.Seek.
+func (c *machinesClient) Seek(ctx context.Context, req *connect.Request[vigiav1.SeekRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return c.seek.CallUnary(ctx, req)
+}
+
 // Capture calls vigia.v1.Machines.Capture.
 func (c *machinesClient) Capture(ctx context.Context, req *connect.Request[vigiav1.CaptureRequest]) (*connect.ServerStreamForClient[vigiav1.Chunk], error) {
 	return c.capture.CallServerStream(ctx, req)
@@ -440,6 +456,8 @@ type MachinesHandler interface {
 	CopyOut(context.Context, *connect.Request[vigiav1.CopyOutRequest], *connect.ServerStream[vigiav1.Chunk]) error
 	// Replay makes a machine that does again what another one did in its last run, which was recorded.
 	Replay(context.Context, *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error)
+	// Seek has a replay go to another moment, ahead or behind. It answers at once: Machine.replay says when it is there.
+	Seek(context.Context, *connect.Request[vigiav1.SeekRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Capture streams the machine's frames as pcapng until the caller ends it.
 	Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error
 	// Trace streams the system calls of a machine's processes, as lines of JSON, until the caller ends it. Where QEMU has the plugin only.
@@ -555,6 +573,12 @@ func NewMachinesHandler(svc MachinesHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(machinesMethods.ByName("Replay")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machinesSeekHandler := connect.NewUnaryHandler(
+		MachinesSeekProcedure,
+		svc.Seek,
+		connect.WithSchema(machinesMethods.ByName("Seek")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machinesCaptureHandler := connect.NewServerStreamHandler(
 		MachinesCaptureProcedure,
 		svc.Capture,
@@ -603,6 +627,8 @@ func NewMachinesHandler(svc MachinesHandler, opts ...connect.HandlerOption) (str
 			machinesCopyOutHandler.ServeHTTP(w, r)
 		case MachinesReplayProcedure:
 			machinesReplayHandler.ServeHTTP(w, r)
+		case MachinesSeekProcedure:
+			machinesSeekHandler.ServeHTTP(w, r)
 		case MachinesCaptureProcedure:
 			machinesCaptureHandler.ServeHTTP(w, r)
 		case MachinesTraceProcedure:
@@ -682,6 +708,10 @@ func (UnimplementedMachinesHandler) CopyOut(context.Context, *connect.Request[vi
 
 func (UnimplementedMachinesHandler) Replay(context.Context, *connect.Request[vigiav1.ReplayRequest]) (*connect.Response[vigiav1.Machine], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.Replay is not implemented"))
+}
+
+func (UnimplementedMachinesHandler) Seek(context.Context, *connect.Request[vigiav1.SeekRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Machines.Seek is not implemented"))
 }
 
 func (UnimplementedMachinesHandler) Capture(context.Context, *connect.Request[vigiav1.CaptureRequest], *connect.ServerStream[vigiav1.Chunk]) error {
