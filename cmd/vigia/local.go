@@ -39,7 +39,11 @@ func local() cli.Local {
 }
 
 func serve(ctx context.Context, o cli.ServeOptions) error {
-	log := slog.New(slog.NewTextHandler(o.Err, nil))
+	level := slog.LevelInfo
+	if o.Verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(o.Err, &slog.HandlerOptions{Level: level}))
 	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, DayBudget: o.DayBudget,
 		Check: link.CheckSchedule{Every: o.CheckEvery, FullEvery: o.CheckFullEvery}, Log: log, Ready: func() {
 			log.Info("vigia serves", "state", o.State, "pid", os.Getpid())

@@ -51,6 +51,7 @@ func (a *app) serveCmd() *cobra.Command {
 	c.Flags().StringVar(&day, "day-budget", "256M", "`size` that the events of one machine may take of the ledger in a day; beyond it they are summed; 0: no bound")
 	c.Flags().DurationVar(&o.CheckEvery, "check-every", time.Second, "how often to make the cheap checks of `vigia check` in each machine that works; one that rests: up to five times as rarely; 0: never")
 	c.Flags().DurationVar(&o.CheckFullEvery, "check-full-every", time.Minute, "how often to make all of them; 0: never")
+	c.Flags().BoolVar(&o.Verbose, "verbose", false, "tell also where the time of a start or a rollback goes")
 	return c
 }
 

@@ -67,6 +67,7 @@ type Daemon struct {
 	left        unfinished   // by the last daemon
 	groups      *jail.Tree
 	checkpoints *checkpoint.Store
+	host        host.Host
 	qemu        string // the program
 	qemuVersion string
 	accelerator string
@@ -172,7 +173,8 @@ func (d *Daemon) takeState(back *undo) error {
 
 // findHost finds out what the host can do before anything depends on it.
 func (d *Daemon) findHost(*undo) error {
-	h := host.Host{State: d.files.root}
+	h := &d.host // it remembers what it has tried
+	h.State = d.files.root
 	qemu, err := h.QEMU(d.ctx)
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -54,6 +53,8 @@ type launch struct {
 	shared  *shared      // whose memory it maps for itself
 	publish []*os.File
 	plugin  string // QEMU's, where it gets one
+	nbd     *os.File
+	pace    pace
 }
 
 // start runs a machine. On an error, and when the caller leaves before it runs, everything it did is undone.
@@ -82,7 +83,7 @@ func (m *machine) startLocked(ctx context.Context) error {
 	}
 	m.cancelStart = cancel
 	m.mu.Unlock()
-	l := &launch{machine: m, state: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
+	l := &launch{machine: m, pace: newPace(), state: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
 	err := l.steps(ctx)
 	if err != nil {
 		l.back.unwind()
@@ -99,16 +100,22 @@ func (m *machine) startLocked(ctx context.Context) error {
 
 // steps are taken in order, each pushing its reversal.
 func (l *launch) steps(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{
-		l.prepare, l.bindPorts, l.makeRAM, l.makePage, l.makeLog, l.listen, l.startGuard, l.startGate, l.startQEMU, l.letGo, l.settle,
+	for _, step := range []struct {
+		name string
+		take func(context.Context) error
+	}{
+		{"prepare", l.prepare}, {"ports", l.bindPorts}, {"memory", l.makeRAM}, {"page", l.makePage}, {"log", l.makeLog}, {"listen", l.listen},
+		{"processes", l.together}, {"going", l.letGo}, {"settled", l.settle},
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := step(ctx); err != nil {
+		if err := step.take(ctx); err != nil {
 			return err
 		}
+		l.pace.mark(step.name)
 	}
+	l.d.log.Debug("a start's way", "machine", l.name(), "ms", l.pace.String())
 	return nil
 }
 
@@ -269,6 +276,12 @@ func (l *launch) listen(context.Context) error {
 		l.files = append(l.files, page)
 		l.back.push(func() { page.Close() })
 	}
+	nbd, err := l.d.listenNBD(l.machine) // QEMU comes to it while the guard is still on its way
+	if err != nil {
+		return err
+	}
+	l.nbd = nbd
+	l.back.push(func() { nbd.Close() })
 	return nil
 }
 
@@ -283,117 +296,6 @@ func (l *launch) descriptors() qemu.Descriptors {
 		fds.Probe = 3 + len(l.qemuSockets())
 	}
 	return fds
-}
-
-func (l *launch) startGuard(ctx context.Context) error {
-	w, err := l.d.spawnGuard(ctx, l.machine, l.img, nil)
-	if err != nil {
-		return err
-	}
-	l.guard = w
-	l.state.worked(w)
-	if l.rec.Spec.Record { // the guard has opened the disk, and put the overlay in its place
-		if err := l.settleLayers(ctx, true); err != nil {
-			w.end()
-			return err
-		}
-	}
-	l.setWorker("guard", w)
-	l.back.push(func() {
-		l.setWorker("guard", nil)
-		w.end()
-		l.keepRAM(nil)
-	})
-	return nil
-}
-
-func (l *launch) startGate(ctx context.Context) error {
-	if l.rec.Spec.Net.Mode != vm.NetNAT {
-		return nil
-	}
-	w, err := l.d.spawnGate(ctx, l.machine, l.state.Publish, l.publish)
-	if err != nil {
-		return err
-	}
-	l.state.worked(w)
-	l.setWorker("gate", w)
-	if err := l.settleGate(ctx, w); err != nil { // quarantine may have been asked for while there was none
-		w.end()
-		return err
-	}
-	closeFiles(l.publish) // the gate has its own
-	l.publish = nil
-	l.back.push(func() {
-		l.setWorker("gate", nil)
-		w.end()
-	})
-	return nil
-}
-
-func (l *launch) startQEMU(ctx context.Context) error {
-	paths, binds, err := l.paths()
-	if err != nil {
-		return err
-	}
-	args := qemu.Args(qemu.Config{Spec: &l.rec.Spec, Accelerator: l.state.Accelerator, Paths: paths,
-		Cmdline: l.img.Cmdline, FDs: l.descriptors(), Reconnect: 300, Origin: l.rec.origin(), Incoming: l.resume != nil, PrivateRAM: l.shared != nil,
-		Record: l.rec.replayMode(), Began: l.rec.began()})
-	log, err := os.OpenFile(l.d.files.workerLog(l.id(), "qemu"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	group, err := l.d.group(l.machine, "qemu", jail.Limits{
-		Memory: int64(l.rec.Spec.Memory) + qemuOverhead, CPUs: float64(l.rec.Spec.CPUs) + 0.5, PIDs: qemuThreads})
-	if err != nil {
-		return err
-	}
-	proc, err := jail.QEMU{Tag: l.d.tag(l.machine, "qemu"), Binary: l.d.qemu, Args: args, Files: l.files, Stdout: log, Stderr: log, Binds: binds,
-		KVM: l.state.Accelerator == "kvm", User: l.user("qemu"), Group: group, MaxFile: l.rec.Spec.Memory + logMost + l.rec.recordMost()}.Start(ctx)
-	if err != nil {
-		return err
-	}
-	l.qemu = proc
-	l.state.QEMU, l.state.InForce["qemu"] = refOf(proc), proc.Measures
-	l.back.push(func() {
-		proc.Kill()
-		<-proc.Done()
-		proc.Close()
-	})
-	closeFiles(l.files)
-	return nil
-}
-
-// paths says what QEMU finds where, and binds it there. The host's own paths serve, but for a socket's that is too
-// long for its address.
-func (l *launch) paths() (qemu.Paths, []jail.Bind, error) {
-	ram, sockets := l.d.files.ramFile(l.id()), l.d.files.qemuDir(l.id())
-	if l.shared != nil {
-		ram = l.shared.path
-	}
-	p := qemu.Paths{RAM: ram, Kernel: l.img.Path(image.PartKernel), NBD: filepath.Join(sockets, qemu.NBDSocket)}
-	binds := []jail.Bind{
-		{Source: ram, Write: true, Reason: "the guest's memory"},
-		{Source: p.Kernel, Reason: "the guest's kernel"},
-	}
-	if initrd := l.img.Path(image.PartInitrd); initrd != "" {
-		p.Initrd = initrd
-		binds = append(binds, jail.Bind{Source: initrd, Reason: "the guest's initrd"})
-	}
-	if p.Plugin = l.plugin; l.plugin != "" {
-		binds = append(binds, jail.Bind{Source: l.plugin, Exec: true, Reason: "the plugin that tells the guard what the guest's kernel does"})
-	}
-	if mode := l.rec.replayMode(); mode != "" {
-		p.Log = l.d.files.recordingLog(l.id())
-		binds = append(binds, jail.Bind{Source: p.Log, Write: mode == "record", Reason: "the recording of what enters the machine"})
-	}
-	const longest = 100 // of the 108 bytes of a unix socket's address
-	disk := jail.Bind{Source: sockets, Reason: "the socket of the disk"}
-	if len(p.NBD) > longest {
-		disk.Target = "/run/vigia"
-		p.NBD = filepath.Join(disk.Target, qemu.NBDSocket)
-	}
-	return p, append(binds, disk), nil
 }
 
 // letGo waits for QEMU's monitor, hands the guard what only the daemon can open, and lets the guest run.
@@ -411,6 +313,7 @@ func (l *launch) letGo(ctx context.Context) error {
 		if err := l.load(ctx); err != nil {
 			return err
 		}
+		l.pace.mark("loaded")
 	}
 	if _, err := l.guard.conn.Call(ctx, link.CallRun, nil, nil); err != nil {
 		return l.whyNot(err)

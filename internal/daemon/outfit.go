@@ -20,8 +20,9 @@ import (
 	"vigia/internal/volume"
 )
 
-// spawnGuard starts a guard and gives it all of its machine. Where QEMU is there, this guard replaces another.
-func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qemu *jail.Process) (*worker, error) {
+// spawnGuard starts a guard and gives it all of its machine. Where QEMU is there, this guard replaces another; else nbd is the disk's
+// socket, on which it is to listen.
+func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qemu *jail.Process, nbd *os.File) (*worker, error) {
 	w, err := d.spawnWorker(ctx, m, "guard", jail.Guard)
 	if err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 		}
 		cfg.Until = &at
 	}
-	files, err := d.guardFiles(m, img, qemu, &cfg)
+	files, err := d.guardFiles(m, img, qemu, nbd, &cfg)
 	defer closeFiles(files)
 	if err == nil {
 		_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, files...)
@@ -49,7 +50,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 }
 
 // guardFiles opens all that a guard works on.
-func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg *link.GuardConfig) (files []*os.File, err error) {
+func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, nbd *os.File, cfg *link.GuardConfig) (files []*os.File, err error) {
 	add := func(name string, f *os.File, err2 error) {
 		if err2 != nil && err == nil {
 			err = fmt.Errorf("%s: %w", name, err2)
@@ -106,7 +107,10 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, cfg
 	} else if err != nil {
 		d.log.Warn("the guard can't see the probe's page: it samples", "machine", m.name(), "error", err)
 	}
-	nbd, nerr := d.listenNBD(m)
+	var nerr error
+	if nbd == nil {
+		nbd, nerr = d.listenNBD(m)
+	}
 	add(link.FileNBD, nbd, nerr)
 	for _, name := range []string{link.FileQMP, link.FileConsole, link.FileAgent, link.FileFrames} {
 		if name == link.FileAgent && !m.rec.Spec.Has(vm.AdditionExec) || name == link.FileFrames && !m.rec.showsFrames() {

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vigia/internal/host"
 	"vigia/internal/jail"
 	qemu "vigia/internal/machine"
 	"vigia/internal/vm"
@@ -61,8 +60,7 @@ func (d *Daemon) plugin(ctx context.Context, spec *vm.Spec, accelerator string) 
 	case accelerator != "tcg":
 		return "", errProbeKVM
 	}
-	h := &host.Host{}
-	return h.Plugin(ctx)
+	return d.host.Plugin(ctx)
 }
 
 // keepPage keeps the page for a guard to come. It is never looked at here.

@@ -44,11 +44,13 @@ func (d *Daemon) putBack(ctx context.Context, m *machine, r *restoration, ram *o
 	}
 	ctx, cancel := context.WithTimeout(ctx, restoreTime)
 	defer cancel()
+	p := newPace()
 	k, err := d.startKeeper(ctx, m, "restorer")
 	if err != nil {
 		return err
 	}
 	defer k.end()
+	p.mark("process")
 	packed, err := d.checkpoints.Open(r.from.ID, checkpoint.FileDevices)
 	if err != nil {
 		return fmt.Errorf("%w: %w", checkpoint.ErrDamaged, err)
@@ -68,10 +70,13 @@ func (d *Daemon) putBack(ctx context.Context, m *machine, r *restoration, ram *o
 		}
 		ask.Files, files = append(ask.Files, link.FileOut), append(files, ram)
 	}
+	p.mark("files")
 	if _, err := k.conn.Call(ctx, link.CallRestore, ask, nil, files...); err != nil {
 		read.Close()
 		return err
 	}
+	p.mark("memory")
+	d.log.Debug("a restoration's way", "checkpoint", r.from.ID, "ms", p.String())
 	r.devices = read
 	return nil
 }
@@ -124,14 +129,17 @@ func (m *machine) goBack(ctx context.Context, to checkpoint.Record, reason strin
 		return errEnding
 	}
 	defer m.d.tasks.Done()
-	began := time.Now()
+	began, p := time.Now(), newPace()
 	ctx = context.WithoutCancel(ctx)
 	if r := m.running(); r != nil {
 		if err := m.ask(ctx, vm.EndedForced); err != nil {
 			return err
 		}
 		r.qemu.Kill() // what it has not flushed is not wanted
+		<-r.qemu.Done()
+		p.mark("killed")
 		<-r.ended
+		p.mark("put away")
 	}
 	if err := m.change(ctx, func(r *record) { r.Rollback = to.ID }); err != nil {
 		return err
@@ -139,10 +147,14 @@ func (m *machine) goBack(ctx context.Context, to checkpoint.Record, reason strin
 	if err := m.finishRollback(ctx); err != nil {
 		return fmt.Errorf("roll %s back: %w", m.name(), err)
 	}
+	p.mark("disk")
 	if err := m.startLocked(ctx); err != nil {
 		return err
 	}
+	p.mark("runs")
 	m.awaitArrival(ctx)
+	p.mark("helped")
+	m.d.log.Debug("a rollback's way", "machine", m.name(), "ms", p.String())
 	m.d.bus.emit(m.name(), event.CheckpointRestored, event.Fields{"id": string(to.ID), "label": to.Label, "taken": time.Since(to.Time).Seconds(),
 		"seconds": time.Since(began).Seconds(), "reason": reason})
 	return nil
@@ -217,7 +229,7 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 		return nil, err
 	}
 	defer unpin()
-	began := time.Now()
+	began, p := time.Now(), newPace()
 	spec := from.Spec
 	spec.Name, spec.ID, spec.Created, spec.Expires, spec.Publish = o.name, vm.NewID(), began.UTC(), o.expires, nil
 	if o.owner != "" {
@@ -234,11 +246,15 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 	if err != nil {
 		return nil, err
 	}
+	p.mark("created")
 	if err := m.start(ctx); err != nil {
 		d.remove(context.WithoutCancel(ctx), m)
 		return nil, err
 	}
+	p.mark("runs")
 	m.awaitArrival(ctx)
+	p.mark("helped")
+	d.log.Debug("a clone's way", "machine", m.name(), "ms", p.String())
 	d.bus.emit(m.name(), event.CloneCreated, event.Fields{"checkpoint": string(from.ID), "from": from.Name, "from_id": string(from.Machine),
 		"seconds": time.Since(began).Seconds(), "connected": o.connect})
 	return m, nil

@@ -129,7 +129,7 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 		return err
 	}
 	m.setWorker("guard", nil)
-	w, err := d.spawnGuard(ctx, m, img, r.qemu)
+	w, err := d.spawnGuard(ctx, m, img, r.qemu, nil)
 	if err != nil {
 		return err
 	}
