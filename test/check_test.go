@@ -21,7 +21,10 @@ type finding struct {
 	Kind, Subject, Detail, Severity string
 	Listed, Missing                 []string
 	PID                             int64
-	Evidence                        json.RawMessage
+	Evidence                        []struct {
+		Address     uint64
+		Bytes, Note string
+	}
 }
 
 // check makes all checks of a guest at once.

@@ -19,9 +19,16 @@ var bounds = []string{"mod_tree", "address_markers", "kcore_modules", "execmem_i
 func (c *control) static() error {
 	for _, part := range [][2]string{{"__start_rodata", "__end_rodata"}, {"_sdata", "_edata"}, {"__bss_start", "__bss_stop"}} {
 		from, to := c.known(part[0]), c.known(part[1])
-		if from != 0 && to > from && to-from <= maxSlide {
-			c.pointers(from, to, c.symbol)
+		if from == 0 || to <= from || to-from > maxSlide {
+			continue
 		}
+		// Of the variables that an encrypted guest shares with its host, the kernel frees what it does not use: it is anybody's memory.
+		freed, end := c.known("__start_bss_decrypted_unused"), c.known("__end_bss_decrypted")
+		if freed >= from && freed < end && end <= to {
+			c.pointers(from, freed, c.symbol)
+			from = end
+		}
+		c.pointers(from, to, c.symbol)
 	}
 	if size := c.perCPUSize(); size != 0 {
 		err := c.eachCPU(func(cpu int, offset uint64) error {

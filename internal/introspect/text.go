@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"slices"
 	"time"
 
@@ -53,6 +52,10 @@ func (c *Checker) text() (Result, error) {
 		return res, nil
 	}
 	found, stats, err := g.CheckText(ref, files)
+	if errors.Is(err, kernel.ErrUnsupported) {
+		res.Views = append(res.Views, View{Check: "text", Name: "kernel text, bytes", Unknown: err.Error()})
+		return res, nil
+	}
 	if err != nil {
 		return Result{}, err
 	}
@@ -98,6 +101,7 @@ type textCheck struct {
 
 	got, want []byte
 	changes   []change
+	seen      sightOf // of the module that is compared
 	found     []Finding
 	stats     TextStats
 }
@@ -164,6 +168,18 @@ func (t *textCheck) prepare() error {
 		return nil
 	}
 	patch.Calibrate(t.object, &t.names, &t.mode, t.Code)
+	return t.unexplained()
+}
+
+// unexplained says why a kernel's code can't be compared: it is written over in ways that nobody here knows how to compute. What
+// decides is the kernel file, and what most of the code is, not a variable in the guest that anybody could set.
+func (t *textCheck) unexplained() error {
+	switch {
+	case t.mode.Return != 0 && slices.Contains(t.names.DepthReturns, t.mode.Return):
+		return fmt.Errorf("%w: it counts the depth of calls (retbleed=stuff), for which it writes over all of them", kernel.ErrUnsupported)
+	case t.names.Preambles > 0:
+		return fmt.Errorf("%w: it was built with FineIBT, for which it writes over all functions' starts", kernel.ErrUnsupported)
+	}
 	return nil
 }
 
@@ -177,7 +193,12 @@ func (t *textCheck) textNames() patch.Names {
 		}
 		return 0
 	}
+	preambles := uint64(0)
+	if start, end := at("__cfi_sites"), at("__cfi_sites_end"); end > start && start != 0 {
+		preambles = end - start
+	}
 	return patch.Names{
+		DepthReturns: []uint64{at("call_depth_return_thunk"), at("x86_return_skl")}, Preambles: preambles,
 		ReturnThunk: at("__x86_return_thunk"), ITSReturn: at("its_return_thunk"),
 		StaticReturn: at("__static_call_return0"), JccReturn: at("__static_call_return"),
 		ParavirtNop: at("nop_func", "_paravirt_nop"), ParavirtBug: at("BUG_func", "paravirt_BUG"),
@@ -303,25 +324,6 @@ func (t *textCheck) tracerCalls(run uint64, got, want []byte) {
 		}
 	}
 }
-
-// soundText remembers windows that were found to be as they must be, by a sum of their bytes under a key that the guest
-// can't know: as long as they stay the same they need not be explained again, which is what takes the time.
-type soundText struct {
-	boot   Boot
-	seed   maphash.Seed
-	mode   *patch.Mode       // what the kernel chose, asked again after anything was found
-	known  map[uint64]uint64 // by link address
-	traced map[uint64]int
-}
-
-// begin forgets what was known of another life of the kernel.
-func (s *soundText) begin(boot Boot) {
-	if s.boot != boot || s.known == nil {
-		*s = soundText{boot: boot, seed: maphash.MakeSeed(), known: map[uint64]uint64{}, traced: map[uint64]int{}}
-	}
-}
-
-func (s *soundText) sum(b []byte) uint64 { return maphash.Bytes(s.seed, b) | 1 }
 
 // differ notes where got is not want, and returns how many bytes that are. Runs of changed bytes with few right ones between them are one change.
 func (t *textCheck) differ(addr uint64, got, want []byte) int {

@@ -30,6 +30,7 @@ type loadedModule struct {
 	code
 	sections map[string]uint64
 	file     *kernel.ModuleFile
+	err      error // why it has none
 }
 
 const (
@@ -44,36 +45,67 @@ func (t *textCheck) modules(files ModuleFiles) error {
 	err := t.view(func() error {
 		var err error
 		loaded, err = t.loaded()
+		t.textSound.forget(loaded)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	byName := map[string]*loadedModule{}
+	var rest []*loadedModule
 	for _, m := range loaded {
-		b, err := files.Module(m.name)
-		if err == nil {
-			m.file, err = kernel.ParseModule(b)
+		same := false
+		err := t.view(func() error {
+			if same = t.sameModule(m); !same {
+				delete(t.textSound.modules, m.module)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		if errors.Is(err, fs.ErrNotExist) {
+		if !same {
+			rest = append(rest, m)
+		}
+	}
+	known := false
+	for _, m := range rest {
+		m.read(files)
+		if errors.Is(m.err, fs.ErrNotExist) {
 			t.found = append(t.found, Finding{Kind: KindModuleUnknown, Subject: m.name, Severity: Medium,
 				Detail: "the image has no module of this name: its code can't be compared", Evidence: []Evidence{{Address: m.start}}})
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("module %s: %w", m.name, err)
+		if m.err != nil {
+			return fmt.Errorf("module %s: %w", m.name, m.err)
 		}
-		byName[m.name] = m
+		known = true
 	}
-	for _, m := range loaded {
+	if !known {
+		return nil
+	}
+	for _, m := range loaded { // what one exports another may refer to
+		m.read(files)
+	}
+	for _, m := range rest {
 		if m.file == nil {
 			continue
 		}
-		if err := t.view(func() error { return t.module(m, byName) }); err != nil {
+		if err := t.view(func() error { return t.module(m, loaded) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// read reads a module's file, once.
+func (m *loadedModule) read(files ModuleFiles) {
+	if m.file != nil || m.err != nil {
+		return
+	}
+	var b []byte
+	if b, m.err = files.Module(m.name); m.err == nil {
+		m.file, m.err = kernel.ParseModule(b)
+	}
 }
 
 // loaded lists the modules that are live, with where their sections lie.
@@ -118,7 +150,7 @@ func (t *textCheck) loaded() ([]*loadedModule, error) {
 }
 
 // module compares one module. What can't be placed where the guest says that it is was moved, or is another.
-func (t *textCheck) module(m *loadedModule, all map[string]*loadedModule) error {
+func (t *textCheck) module(m *loadedModule, all []*loadedModule) error {
 	placed, err := m.file.Place(kernel.Where{
 		Section: func(name string) (uint64, bool) { v, ok := m.sections[name]; return v, ok },
 		Symbol:  func(name string) (uint64, bool) { return t.exported(name, all) },
@@ -133,7 +165,8 @@ func (t *textCheck) module(m *loadedModule, all map[string]*loadedModule) error 
 	x := patch.Expect{Object: placed, Mode: &t.mode, Names: &t.names, Env: t}
 	parts := append(slices.Clone(placed.Code), placed.Rodata...)
 	slices.SortFunc(parts, func(a, b kernel.Segment) int { return cmp.Compare(a.Addr, b.Addr) })
-	before := len(t.changes)
+	before, sites, changed := len(t.changes), t.stats.Sites, t.stats.Changed
+	t.seen = sightOf{}
 	for _, s := range parts {
 		t.part(&x, s)
 	}
@@ -142,6 +175,9 @@ func (t *textCheck) module(m *loadedModule, all map[string]*loadedModule) error 
 		t.found = append(t.found, t.moduleFinding(m, placed, c))
 	}
 	t.changes = t.changes[:before]
+	if t.stats.Changed == changed && t.meter.left > 0 {
+		t.textSound.modules[m.module] = soundModule{t.textSound.identity(m), t.seen, t.stats.Sites - sites}
+	}
 	return nil
 }
 
@@ -149,9 +185,8 @@ func (t *textCheck) module(m *loadedModule, all map[string]*loadedModule) error 
 func (t *textCheck) part(x *patch.Expect, s kernel.Segment) {
 	n := len(s.Data)
 	t.got, t.want = slices.Grow(t.got[:0], n)[:n], slices.Grow(t.want[:0], n)[:n]
-	if read, _ := t.space.ReadSome(s.Addr, t.got); read < n {
-		clear(t.got[read:])
-	}
+	t.readWhole(s.Addr, t.got)
+	t.saw(s.Addr, t.got)
 	if x.Window(s.Addr, t.got, t.want) {
 		t.differ(s.Addr, t.got, t.want)
 	}
@@ -169,9 +204,8 @@ func (t *textCheck) gaps(m *loadedModule, code []kernel.Segment) {
 			n := int(end - at)
 			t.got, t.want = slices.Grow(t.got[:0], n)[:n], slices.Grow(t.want[:0], n)[:n]
 			clear(t.want)
-			if read, _ := t.space.ReadSome(at, t.got); read < n {
-				clear(t.got[read:])
-			}
+			t.readWhole(at, t.got)
+			t.saw(at, t.got)
 			t.differ(at, t.got, t.want)
 		}
 	}
@@ -208,7 +242,7 @@ func (t *textCheck) staticKey(addr uint64) uint64 {
 }
 
 // exported returns what a module finds under a name: the kernel's symbol, or another module's.
-func (t *textCheck) exported(name string, all map[string]*loadedModule) (uint64, bool) {
+func (t *textCheck) exported(name string, all []*loadedModule) (uint64, bool) {
 	if entry, err := t.profile.Symbol("__ksymtab_" + name); err == nil {
 		// struct kernel_symbol: where the value lies, counted from here.
 		var b [4]byte
@@ -221,6 +255,9 @@ func (t *textCheck) exported(name string, all map[string]*loadedModule) (uint64,
 		}
 	}
 	for _, m := range all {
+		if m.file == nil {
+			continue
+		}
 		if section, value, ok := m.file.Export(name); ok {
 			if base, ok := m.sections[section]; ok {
 				return base + value, true

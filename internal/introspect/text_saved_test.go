@@ -182,6 +182,10 @@ func tamperedAnywhere(t *testing.T, g *Guest, mem *edited, ref *kernel.Reference
 	const flips = 4000
 	r := rand.New(rand.NewPCG(3, 4))
 	clear(mem.lines)
+	// What was found as it must be is not explained again: it is what is changed now.
+	if c := tampered(t, g, ref, files); c.stats.Changed > 0 || len(g.textSound.modules) == 0 {
+		t.Errorf("%d changes, %d modules known", c.stats.Changed, len(g.textSound.modules))
+	}
 	flipped := map[uint64]bool{}
 	from, to := ref.AfterInit()
 	banner := g.link.banner // by which a kernel is found: without it there is none

@@ -109,6 +109,71 @@ func everyByte(t *testing.T, r textRecording, g *Guest, s kernel.Segment) {
 	}
 }
 
+// TestUnknownCode: a kernel whose code is written over in ways that are not known is unknown, not changed; and none is that
+// because of what is written at some places.
+func TestUnknownCode(t *testing.T) {
+	onTexts(t, func(t *testing.T, r textRecording, g *Guest) {
+		c := comparison(t, g, r.ref)
+		if err := c.unexplained(); err != nil {
+			t.Errorf("Debian's kernel: %v", err)
+		}
+		for what, names := range map[string]patch.Names{"call depth tracking": {DepthReturns: []uint64{0x1234}}, "FineIBT": {Preambles: 4}} {
+			c.names = names
+			c.mode.Return = 0x1234
+			if err := c.unexplained(); !errors.Is(err, kernel.ErrUnsupported) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		c.mode.Return, c.names = 0, patch.Names{DepthReturns: []uint64{0}}
+		if err := c.unexplained(); err != nil {
+			t.Errorf("a kernel without such a thunk: %v", err)
+		}
+	})
+}
+
+// TestKnownModule: a module that was found as it must be is known again as long as each of its bytes, its name and the places of its
+// parts are the same.
+func TestKnownModule(t *testing.T) {
+	onTexts(t, func(t *testing.T, r textRecording, g *Guest) {
+		c := comparison(t, g, r.ref)
+		text := r.ref.Text()
+		at := text.Addr + g.boot.Slide
+		module := func() *loadedModule {
+			return &loadedModule{code: code{start: at, end: at + 9000, name: "one", module: 1}, sections: map[string]uint64{".text": at, ".rodata": at + 8192}}
+		}
+		for _, s := range []stretch{{at, 8192}, {at + 8192, 808}} {
+			b := make([]byte, s.n)
+			c.readWhole(s.addr, b)
+			c.saw(s.addr, b)
+		}
+		g.textSound.modules[1] = soundModule{g.textSound.identity(module()), c.seen, 3}
+		if !c.sameModule(module()) {
+			t.Error("nothing has changed")
+		}
+		for _, off := range []uint64{0, 5000, 8191, 8192, 8999} {
+			undo := r.change(t, g, at+off, 1)
+			if c.sameModule(module()) {
+				t.Errorf("byte %d was changed", off)
+			}
+			undo()
+		}
+		for what, change := range map[string]func(m *loadedModule){
+			"another module": func(m *loadedModule) { m.module = 2 }, "a name": func(m *loadedModule) { m.name = "two" },
+			"its end": func(m *loadedModule) { m.end++ }, "a section": func(m *loadedModule) { m.sections[".text"]++ },
+			"a section's name": func(m *loadedModule) { m.sections = map[string]uint64{".text": at, ".rodatb": at + 8192} },
+			"a section less":   func(m *loadedModule) { delete(m.sections, ".rodata") },
+		} {
+			m := module()
+			if change(m); c.sameModule(m) {
+				t.Errorf("%s was changed", what)
+			}
+		}
+		if !c.sameModule(module()) {
+			t.Error("all is as it was")
+		}
+	})
+}
+
 // change flips bits of one byte at a kernel address.
 func (r *textRecording) change(t testing.TB, g *Guest, va uint64, bits byte) (undo func()) {
 	pa, err := g.space.Translate(va)

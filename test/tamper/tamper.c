@@ -36,6 +36,7 @@
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 #include <asm/desc.h>
+#include <asm/pgtable.h>
 #include <asm/syscall.h>
 #include <asm/trapnr.h>
 #include <asm/x86_init.h>
@@ -677,10 +678,21 @@ static int unowned(void)
 	return err ? err : protect(page, "x");
 }
 
-/* writable lets the kernel write to code, this module's own. */
+/* writable lets the kernel write to code, this module's own, in the page tables: the kernel's own way may refuse it. */
+static int allow_writing(bool allow)
+{
+	unsigned int level;
+	pte_t *pte = lookup_address((unsigned long)hook_call, &level);
+
+	if (!pte || level != PG_LEVEL_4K)
+		return -ENOENT;
+	set_pte(pte, allow ? __pte(pte_val(*pte) | _PAGE_RW) : __pte(pte_val(*pte) & ~_PAGE_RW));
+	return 0;
+}
+
 static int writable(void)
 {
-	return protect(hook_call, "rw");
+	return allow_writing(true);
 }
 
 /* after_init turns a pointer in memory that is read-only once the kernel has booted, to a function that nothing calls. */
@@ -792,7 +804,7 @@ static void __exit tamper_exit(void)
 		vfree(page);
 	}
 	if (!strcmp(how, "writable"))
-		protect(hook_call, "ro");
+		allow_writing(false);
 	if (breakpoint)
 		unregister_wide_hw_breakpoint(breakpoint);
 	while (nsaved--)

@@ -46,6 +46,8 @@ type Names struct {
 	ParavirtBug  uint64   // paravirt_BUG, or BUG_func
 	ITSThunks    [16]uint64
 	Tracers      []uint64 // ftrace_caller and its like
+	DepthReturns []uint64 // where returns go that count the depth of calls: none of that is known here
+	Preambles    uint64   // bytes of the list of functions' starts that FineIBT writes over: nor is that
 }
 
 // seal is what takes ENDBR's place.
