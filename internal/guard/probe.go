@@ -9,6 +9,7 @@ import (
 	"vigia/internal/event"
 	"vigia/internal/introspect"
 	"vigia/internal/link"
+	"vigia/internal/memory"
 	"vigia/internal/probe"
 )
 
@@ -222,7 +223,11 @@ func (e *eyes) Sight(cpus int) (probe.Sight, error) {
 // Moment is introspect's.
 func (e *eyes) Moment(cpu int) (probe.Moment, error) {
 	m, err := e.guest.Moment(cpu)
-	return probe.Moment{Process: described(m.Process), StartTime: m.StartTime, Thread: m.Thread, Kernel: m.Kernel, Last: m.Last, Exit: m.Exit}, err
+	return moment(m), err
+}
+
+func moment(m introspect.Moment) probe.Moment {
+	return probe.Moment{Process: described(m.Process), StartTime: m.StartTime, Thread: m.Thread, Kernel: m.Kernel, Last: m.Last, Exit: m.Exit}
 }
 
 // Opening is introspect's.
@@ -241,6 +246,31 @@ func (e *eyes) Connection(cpu int) (probe.Connection, error) {
 func (e *eyes) Called(cpu int) (probe.Called, error) {
 	c, err := e.guest.Called(cpu)
 	return probe.Called{PID: c.PID, TID: c.TID, Comm: c.Comm, Number: c.Call.Number, Name: c.Name, Args: c.Call.Args, Text: c.Text, Result: c.Call.Result}, err
+}
+
+// Recipe is introspect's.
+func (e *eyes) Recipe() ([]memory.Step, error) { return e.guest.Recipe() }
+
+// Recall gives the eyes that see a copy.
+func (e *eyes) Recall(task uint64, c *memory.Copied) probe.Eyes { return &recall{e, task, c} }
+
+// recall sees what was copied, and the guest as it is now where that does not matter.
+type recall struct {
+	*eyes
+	task uint64
+	copy *memory.Copied
+}
+
+// Moment is introspect's.
+func (r *recall) Moment(int) (probe.Moment, error) {
+	m, err := r.guest.CopiedMoment(r.task, r.copy)
+	return moment(m), err
+}
+
+// Opening is introspect's.
+func (r *recall) Opening(int) (probe.Opening, error) {
+	o, err := r.guest.CopiedOpening(r.task, r.copy)
+	return probe.Opening(o), err
 }
 
 // Coming is introspect's.

@@ -28,6 +28,8 @@ type Guest struct {
 	user  *memory.Space // the tables of the process being read
 	clock uint64        // run-time address of the timekeeper, once found
 
+	copying bool // what is read was copied, and nothing of the guest is
+
 	tick   uint64    // the guest's jiffies when last looked at
 	tickAt time.Time // and since when they are that
 	doubt  doubt     // about a kernel that lacks something it is found by

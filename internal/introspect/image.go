@@ -42,11 +42,13 @@ func (g *Guest) cmdline(mm uint64) (line string, whole bool) {
 	if start >= end {
 		return "", true
 	}
-	root, err := g.space.Translate(pgd)
-	if err != nil {
-		return "", false
+	if !g.copying {
+		root, err := g.space.Translate(pgd)
+		if err != nil {
+			return "", false
+		}
+		g.user.Reset(root, g.boot.Levels)
 	}
-	g.user.Reset(root, g.boot.Levels)
 	args, whole := g.arguments(start, end)
 	if !whole || envStart != end || envEnd < envStart || args[len(args)-1] == 0 {
 		return joined(args), whole

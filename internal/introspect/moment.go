@@ -39,6 +39,8 @@ type Sight struct {
 	TGID, NameData        uint64   // in a task
 	Dentry                uint64   // in what NameData points to
 	Parent, Name, NameLen uint64   // in a dentry
+	Mount, Above, Point   uint64   // in a struct mount: its vfsmount, the mount that it is on, and where
+	Root                  uint64   // in a vfsmount
 }
 
 var (
@@ -99,7 +101,8 @@ func (g *Guest) Sight(cpus int) (Sight, error) {
 			return err
 		}
 		s = Sight{Slide: g.boot.Slide, TGID: g.layout.task.tgid, NameData: l.nameData, Dentry: l.path + g.pathDentry(),
-			Parent: g.layout.dentry.parent, Name: g.layout.dentry.name, NameLen: g.layout.dentry.nameLen}
+			Parent: g.layout.dentry.parent, Name: g.layout.dentry.name, NameLen: g.layout.dentry.nameLen,
+			Mount: g.layout.mount.mnt, Above: g.layout.mount.parent, Point: g.layout.mount.mountpoint, Root: g.layout.mount.root}
 		for cpu := range cpus {
 			area, err := g.space.U64(l.perCPU + g.boot.Slide + 8*uint64(cpu))
 			if err != nil {

@@ -70,7 +70,7 @@ var Emulator = Profile{
 	Descriptors: []Hold{
 		{"standard input, output, error", "null, and its log"},
 		{"guest memory", "the RAM file, which it opens in its root"},
-		{"probe page", "64 KiB shared with the guard, where a plugin is loaded"},
+		{"probe page", "1 MiB and 64 KiB shared with the guard, where a plugin is loaded"},
 		{"sockets", "listening and connected: QMP, console, network, agent; and the disk's"},
 		{"event descriptors", "of its main loop, its threads and its devices' queues"},
 	},

@@ -195,7 +195,7 @@ func disk(c Config) []string {
 func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // ProbePage is the size of what plugin and guard share, in bytes.
-const ProbePage = 64 << 10
+const ProbePage = 64<<10 + 1<<20
 
 // MTU of the machine's network card. There is no wire: large frames cost the guest and the gate less for each byte.
 const MTU = 65520

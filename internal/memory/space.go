@@ -30,7 +30,8 @@ const (
 // make one each.
 type Space struct {
 	phys   Physical
-	pager  Pager // while there is one
+	pager  Pager   // while there is one
+	copied *Copied // while there is one, and then nothing else is read
 	root   uint64
 	levels int
 	small  [64]translation // by 4 KiB page
@@ -145,6 +146,9 @@ func (s *Space) word(pa uint64) (uint64, error) {
 
 // Translate returns the physical address of va.
 func (s *Space) Translate(va uint64) (uint64, error) {
+	if s.copied != nil {
+		return 0, ErrAbsent
+	}
 	big, page := va>>21, va>>12
 	if t := &s.large[big%64]; t.key == big+1 {
 		return t.phys + va&(1<<21-1), nil
@@ -177,6 +181,12 @@ func (s *Space) Read(va uint64, b []byte) error {
 // error is nil only where all of b was read.
 func (s *Space) ReadSome(va uint64, b []byte) (int, error) {
 	done := 0
+	if s.copied != nil {
+		if done = s.copied.read(va, b); done < len(b) {
+			return done, fmt.Errorf("read %#x of a copy: %w", va+uint64(done), ErrAbsent)
+		}
+		return done, nil
+	}
 	for done < len(b) {
 		at := va + uint64(done)
 		if at < va {

@@ -8,7 +8,7 @@ import (
 
 // fixed reads n ≤ 8 bytes at va into s.buf.
 func (s *Space) fixed(va uint64, n int) error {
-	if va&(pageSize-1)+uint64(n) > pageSize {
+	if s.copied != nil || va&(pageSize-1)+uint64(n) > pageSize {
 		return s.Read(va, s.buf[:n])
 	}
 	pa, err := s.Translate(va)
@@ -20,6 +20,9 @@ func (s *Space) fixed(va uint64, n int) error {
 
 // place returns the n bytes at va where they lie, if a window has their page; nil if not, and then fixed knows why.
 func (s *Space) place(va uint64, n uint64) []byte {
+	if s.copied != nil {
+		return s.copied.whole(va, n)
+	}
 	off := va % PageSize
 	if s.pager == nil || off+n > PageSize {
 		return nil

@@ -12,12 +12,14 @@ import (
 )
 
 // The page that guard and plugin share: struct orders in its first half, which the guard writes, struct tidings in the other
-// (plugin/probe.c). QEMU may be its guest's: whatever stands in the page may be a lie at any time, so that every number taken
+// (plugin/probe.c), and the ring of copies behind them. QEMU may be its guest's: whatever stands in the page may be a lie at any time, so that every number taken
 // from it is checked once taken, and nothing that the guard has written is believed to be there still.
 const (
-	PageSize = 1 << 16
+	PageSize = 2*half + ringSize
+	half     = 1 << 15
+	ringSize = 1 << 20
 
-	pageMagic = 0x31626f7270676976 // "vigprob1"
+	pageMagic = 0x32626f7270676976 // "vigprob2"
 
 	atMagic, atPoints, atReader         = 0, 8, 12
 	atEnabled, atFiltered, atTraced     = 16, 24, 32
@@ -26,12 +28,14 @@ const (
 	atNameData, atDentry, atParent      = 72, 76, 80
 	atName, atNameLen, atTaskTGID       = 84, 88, 92
 	atPoint, atCurrent, atFilter        = 96, 608, 1120
-	atPause                             = atFilter + maxNames*nameSize
+	atCopied, atTail                    = 9312, 9320
+	atMount, atAbove, atOn, atRoot      = 9328, 9332, 9336, 9340
+	atRecipe, atPause                   = 9344, 10368
 
-	tidings                  = PageSize / 2
+	tidings                  = half
 	atAlive, atAPI, atReads  = tidings, tidings + 8, tidings + 12
 	atBell, atAsleep, atMute = tidings + 24, tidings + 28, tidings + 32
-	atPauses                 = tidings + 36
+	atHead, atPauses         = tidings + 40, tidings + 48
 	atSlot, slotSize         = tidings + 64, 64
 	slotPoint, slotLost      = 4, 8
 
@@ -147,10 +151,16 @@ func (p *page) ring() {
 	futexWake(p.word(atBell))
 }
 
+// How a reader sleeps: so that any hit wakes it, or only a CPU that is held, and a ring that fills.
+const (
+	sound = 1
+	doze  = 2
+)
+
 // rings waits for a hit, a little while at most.
-func (p *page) rings(last uint32, most time.Duration) {
-	p.put32(atAsleep, 1)
-	if p.u32(atBell) == last {
+func (p *page) rings(how, last uint32, most time.Duration) {
+	p.put32(atAsleep, how)
+	if p.u32(atBell) == last && (how == doze || p.u64(atHead) == p.u64(atTail)) {
 		futexWait(p.word(atBell), last, most)
 	}
 	p.put32(atAsleep, 0)

@@ -2,10 +2,11 @@ package probe
 
 import "vigia/internal/event"
 
-// point is an instruction of the guest's kernel at which a CPU is held: the first of a function.
+// point is an instruction of the guest's kernel at which is seen what a CPU does: the first of a function.
 type point struct {
 	symbol   string
 	tell     func(w *Watcher, cpu int, eyes Eyes) ([]told, error)
+	copied   bool // all it takes is in the recipe: the CPU need not wait
 	filtered bool // only for files that are looked for
 	traced   bool // only while calls are traced
 }
@@ -24,13 +25,13 @@ const pointForked = "schedule_tail"
 // said to be. A kernel function's arguments can't be had (plugin API 1 shows no registers), so each point is one where the
 // task itself, or what it points to, tells what is done.
 var points = []point{
-	{symbol: pointForked, tell: (*Watcher).forked},                          // the first that a new task does; it is the current one
-	{symbol: "proc_exec_connector", tell: (*Watcher).started},               // the new program is in place, its arguments too
-	{symbol: "taskstats_exit", tell: (*Watcher).exited},                     // exit_code is set, the address space still there
-	{symbol: "proc_id_connector", tell: (*Watcher).credentials},             // after user or group ids changed
-	{symbol: "do_init_module", tell: (*Watcher).module},                     // code in place, init not yet called
-	{symbol: "security_file_open", tell: (*Watcher).opened, filtered: true}, // the walk along the path is over
-	{symbol: "tcp_connect", tell: (*Watcher).connecting},                    // addresses are set, no packet sent
+	{symbol: pointForked, tell: (*Watcher).forked, copied: true},                          // the first that a new task does; it is the current one
+	{symbol: "proc_exec_connector", tell: (*Watcher).started, copied: true},               // the new program is in place, its arguments too
+	{symbol: "taskstats_exit", tell: (*Watcher).exited, copied: true},                     // exit_code is set, the address space still there
+	{symbol: "proc_id_connector", tell: (*Watcher).credentials, copied: true},             // after user or group ids changed
+	{symbol: "do_init_module", tell: (*Watcher).module},                                   // code in place, init not yet called
+	{symbol: "security_file_open", tell: (*Watcher).opened, copied: true, filtered: true}, // the walk along the path is over
+	{symbol: "tcp_connect", tell: (*Watcher).connecting},                                  // addresses are set, no packet sent
 	{symbol: "inet_csk_listen_start", tell: (*Watcher).listening},
 	{symbol: "syscall_exit_to_user_mode", tell: (*Watcher).called, traced: true}, // the result is there
 }

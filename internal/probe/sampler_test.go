@@ -274,3 +274,45 @@ func TestPluginSilenced(t *testing.T) {
 		t.Errorf("without a plugin: %v", err)
 	}
 }
+
+// TestPluginWithholds: a plugin that tells of some new tasks and keeps others back is found out by their number, as soon as they can't be
+// those that have yet to run.
+func TestPluginWithholds(t *testing.T) {
+	s := &scene{pulse: Pulse{Life: 1, Forks: 100, Counted: true}, who: map[int64]Process{}}
+	s.fork(1)
+	var missed int64
+	sampler := NewSampler(func() (Guest, error) { return s, nil }, func(kind event.Kind, f event.Fields) {
+		if kind == event.ProcessMissed {
+			missed += f["count"].(int64)
+		}
+	})
+	heard := uint64(0)
+	sampler.Verify(func() (uint64, bool) { return heard, true })
+	look := func(forks, told uint64, want int64) {
+		t.Helper()
+		s.pulse.Forks, heard = s.pulse.Forks+forks, heard+told
+		if _, err := sampler.Look(time.Now()); !errors.Is(err, ErrTold) || missed != want {
+			t.Fatalf("after %d tasks, of which %d were told: %v, %d missed, want %d", forks, told, err, missed, want)
+		}
+	}
+	look(0, 0, 0)
+	for range 100 { // each look, ten of the last one's have not run yet
+		look(50, 40, 0)
+		look(50, 60, 0)
+	}
+	look(0, 0, 0)
+	look(20, 17, 0) // three are kept back
+	look(10, 10, 0)
+	look(2, 2, 0)
+	look(0, 0, 0) // a guest that does not run: they may be waiting for their turn
+	look(1, 1, 2) // the third could be the new one
+	look(9, 4, 2)
+	look(1, 1, 2)
+	look(0, 0, 2)
+	look(1, 1, 7)
+	s.pulse.Life++ // after a reboot all begins anew
+	look(5, 0, 7)
+	look(1, 1, 7)
+	look(0, 0, 7)
+	look(1, 1, 7)
+}

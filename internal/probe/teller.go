@@ -18,6 +18,8 @@ type teller struct {
 	forks  uint64 // as the kernel counted them at the last look
 	last   uint64 // heard of until then
 	unsaid int64  // counted since it was last heard
+	owed   int64  // counted and never told of: they are new, or somebody keeps them back
+	recent int64  // counted between the last two looks
 	silent atomic.Bool
 }
 
@@ -50,6 +52,27 @@ func (s *Sampler) told(p Pulse) bool {
 		t.silent.Store(true)
 		s.emit(event.ProcessMissed, event.Fields{"count": t.unsaid, "threads": true, "reason": "the plugin did not tell of them"})
 	}
+	if known {
+		s.withheld(more, int64(heard-t.last))
+	} else {
+		t.owed, t.recent = 0, 0
+	}
 	t.life, t.forks, t.last = p.Life, p.Forks, heard
 	return !t.silent.Load()
+}
+
+// withheld tells of tasks that were counted and not told of, though others were. Those of the last two looks may yet have to run for the
+// first time, which is when they are told of; older ones have, in a guest that runs.
+func (s *Sampler) withheld(counted, told int64) {
+	t := &s.teller
+	if t.silent.Load() { // the sampler looks for itself
+		t.owed, t.recent = 0, 0
+		return
+	}
+	t.owed = max(0, t.owed+counted-told)
+	if missing := t.owed - counted - t.recent; missing > 0 && told > 0 {
+		t.owed -= missing
+		s.emit(event.ProcessMissed, event.Fields{"count": missing, "threads": true, "reason": "the plugin told of others only"})
+	}
+	t.recent = counted
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vigia/internal/event"
+	"vigia/internal/memory"
 )
 
 // Eyes see what a CPU does that is held.
@@ -22,6 +23,10 @@ type Eyes interface {
 	Connection(cpu int) (Connection, error)
 	Coming() (Module, error) // the module that is on its way in
 	Called(cpu int) (Called, error)
+
+	// Recipe is how to copy what Moment and Opening see; Recall gives the eyes that see a copy, on whatever CPU.
+	Recipe() ([]memory.Step, error)
+	Recall(task uint64, copy *memory.Copied) Eyes
 }
 
 // Sight is what the plugin needs to know of a kernel: see its struct orders.
@@ -31,6 +36,8 @@ type Sight struct {
 	TGID, NameData        uint64
 	Dentry                uint64
 	Parent, Name, NameLen uint64
+	Mount, Above, Point   uint64
+	Root                  uint64
 }
 
 // Moment is the process that runs on a CPU.
@@ -61,8 +68,13 @@ const (
 	// costs more than it seems: a thread that waits in a system call is watched by the runtime for its first ten milliseconds.
 	tendPeriod = time.Second
 	calmTend   = 5 * time.Second
-	maxIDs     = 1 << 17
-	maxBlind   = 64
+	// linger is how long copies gather in the ring before they are read together: to be woken for each would cost the guest the core that
+	// it runs on. A CPU that is held is looked at at once.
+	linger = 4 * time.Millisecond
+	// retry is how soon copies are looked at again that can't be understood yet: the kernel is being looked for.
+	retry    = 50 * time.Millisecond
+	maxIDs   = 1 << 17
+	maxBlind = 64
 )
 
 // Watcher reads what the plugin holds. It is the page's one reader, on a goroutine of its own.
@@ -87,6 +99,8 @@ type Watcher struct {
 	broken error // why nothing is probed any more
 
 	heard atomic.Uint64 // tasks that began
+
+	copy [memory.MaxCopy]byte // the one that is being read
 
 	ids  map[int64]ids
 	life uint64
@@ -168,6 +182,7 @@ func (w *Watcher) meant(path string) (string, bool) {
 func (w *Watcher) Rebooted() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.page.put64(atCopied, 0)
 	w.page.put64(atSlide, slideUnknown)
 	w.stale, w.seeing = true, false
 	w.page.ring()
@@ -234,9 +249,15 @@ func (w *Watcher) Run(ctx context.Context) {
 	rest, seen := tendPeriod, 0
 	for ctx.Err() == nil {
 		bell := w.page.u32(atBell)
-		held := w.sweep()
-		if seen += held; held == 0 {
-			w.page.rings(bell, rest)
+		held, read, stuck := w.sweep()
+		seen += held + read
+		switch {
+		case stuck:
+			w.page.rings(doze, bell, retry)
+		case read > 0:
+			w.page.rings(doze, bell, linger)
+		case held == 0:
+			w.page.rings(sound, bell, rest)
 		}
 		if now := time.Now(); now.Sub(tended) >= tendPeriod {
 			tended, rest = now, min(2*rest, calmTend)
@@ -248,40 +269,79 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// sweep looks at every CPU that is held, and lets it go.
-func (w *Watcher) sweep() (held int) {
+// sweep reads the copies that there are and looks at every CPU that is held, and lets it go. What a CPU that is held did before is among the
+// copies by then. stuck says that nothing can be understood yet.
+func (w *Watcher) sweep() (held, read int, stuck bool) {
+	var list [maxCPUs]uint32
 	for cpu := range w.cpus {
-		at := w.page.turn(cpu)
-		turn := w.page.u32(at)
-		if turn&turnMask != turnHeld {
-			continue
-		}
-		held++
-		if w.isForked(w.page.pointOf(cpu)) {
-			w.heard.Add(1)
-		}
-		list, err := w.look(cpu, w.page.pointOf(cpu))
-		pause := w.halted(list, turn)
-		w.page.put32(atPause, pause)
-		if !w.page.release(at, turn) {
-			if pause != 0 {
-				w.halt.late()
-			}
-			continue // it had waited long enough: the plugin counts it among the lost
-		}
-		if err != nil {
-			w.gone, w.why = w.gone+1, err
-		}
-		for _, t := range list {
-			if t.settle != nil {
-				t.settle()
-			}
-			if t.kind != "" {
-				w.emit(t.kind, t.fields)
-			}
+		list[cpu] = w.page.u32(w.page.turn(cpu))
+	}
+	read, stuck = w.drain()
+	for cpu, turn := range list[:w.cpus] {
+		if turn&turnMask == turnHeld {
+			held++
+			w.attend(cpu, turn)
 		}
 	}
-	return held
+	return held, read, stuck
+}
+
+// attend looks at a CPU that is held.
+func (w *Watcher) attend(cpu int, turn uint32) {
+	number := w.page.pointOf(cpu)
+	if w.isForked(number) {
+		w.heard.Add(1)
+	}
+	list, err := w.look(cpu, number)
+	pause := w.halted(list, turn)
+	w.page.put32(atPause, pause)
+	if w.page.release(w.page.turn(cpu), turn) {
+		w.tell(list, err)
+	} else if pause != 0 { // it had waited long enough: the plugin counts it among the lost
+		w.halt.late()
+	}
+}
+
+// drain reads the copies in the ring, a ringful at most. They stay there while there is nobody to understand them.
+func (w *Watcher) drain() (read int, stuck bool) {
+	if w.page.u64(atHead) == w.page.u64(atTail) {
+		return 0, false
+	}
+	eyes, err := w.eyes()
+	if err != nil {
+		return 0, true
+	}
+	w.fresh(eyes)
+	for ; read < ringSize/copyHead; read++ {
+		c, more, err := w.page.next(w.copy[:])
+		if !more {
+			break
+		}
+		var list []told
+		if w.isForked(c.point) {
+			w.heard.Add(1)
+		}
+		if err == nil {
+			list, err = w.ask(c.cpu, c.point, eyes.Recall(c.task, c.what))
+		}
+		w.tell(list, err)
+	}
+	return read, false
+}
+
+// tell passes on what was seen.
+func (w *Watcher) tell(list []told, err error) {
+	if err != nil {
+		w.gone, w.why = w.gone+1, err
+	}
+	for _, t := range list {
+		if t.settle != nil {
+			t.settle()
+		}
+		if t.kind != "" {
+			w.emit(t.kind, t.fields)
+		}
+	}
 }
 
 func (w *Watcher) isForked(number uint32) bool {
@@ -289,14 +349,18 @@ func (w *Watcher) isForked(number uint32) bool {
 }
 
 func (w *Watcher) look(cpu int, number uint32) ([]told, error) {
-	if number >= uint32(len(w.kinds)) || w.kinds[number] == nil {
-		return nil, fmt.Errorf("%w: point %d", ErrPage, number)
-	}
 	eyes, err := w.eyes()
 	if err != nil {
 		return nil, err
 	}
 	w.fresh(eyes)
+	return w.ask(cpu, number, eyes)
+}
+
+func (w *Watcher) ask(cpu int, number uint32, eyes Eyes) ([]told, error) {
+	if number >= uint32(len(w.kinds)) || w.kinds[number] == nil {
+		return nil, fmt.Errorf("%w: point %d", ErrPage, number)
+	}
 	return w.kinds[number].tell(w, cpu, eyes)
 }
 
@@ -324,12 +388,16 @@ func (w *Watcher) fresh(eyes Eyes) {
 	for _, f := range []struct {
 		at int
 		v  uint64
-	}{{atNameData, sight.NameData}, {atDentry, sight.Dentry}, {atParent, sight.Parent}, {atName, sight.Name}, {atNameLen, sight.NameLen}, {atTaskTGID, sight.TGID}} {
+	}{{atNameData, sight.NameData}, {atDentry, sight.Dentry}, {atParent, sight.Parent}, {atName, sight.Name}, {atNameLen, sight.NameLen}, {atTaskTGID, sight.TGID},
+		{atMount, sight.Mount}, {atAbove, sight.Above}, {atOn, sight.Point}, {atRoot, sight.Root}} {
 		p.put32(f.at, uint32(f.v))
 	}
 	p.sift(w.sieve)
 	p.put64(atFiltered, w.bits(func(p *point) bool { return p.filtered }))
 	p.put64(atTraced, w.bits(func(p *point) bool { return p.traced }))
+	if steps, err := eyes.Recipe(); err == nil && w.halt == nil { // where the machine is to be paused its CPUs must wait
+		p.recipe(steps, w.bits(func(p *point) bool { return p.copied }))
+	}
 	p.put64(atSlide, sight.Slide)
 	w.seeing = true
 	w.enable()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vigia/internal/event"
+	"vigia/internal/memory"
 )
 
 // newPage is a page as the daemon makes it.
@@ -96,6 +97,25 @@ func (s *stage) Connection(int) (Connection, error) {
 }
 func (s *stage) Called(int) (Called, error) { return Called{PID: 7, Name: "openat"}, nil }
 func (s *stage) Coming() (Module, error)    { return Module{"evil", 1, 2}, nil }
+func (s *stage) Recipe() ([]memory.Step, error) {
+	return []memory.Step{{Op: memory.StepCopy, Len: 8}}, nil
+}
+
+// Recall gives the eyes that take the first byte of a copy for a pid.
+func (s *stage) Recall(task uint64, c *memory.Copied) Eyes { return &recalled{s, task, c} }
+
+type recalled struct {
+	*stage
+	task uint64
+	copy *memory.Copied
+}
+
+func (r *recalled) Moment(int) (Moment, error) {
+	space := memory.NewSpace(nil, 0, 4)
+	space.From(r.copy)
+	pid, err := space.U64(r.task)
+	return Moment{Process: Process{PID: int64(pid), Comm: "copied"}}, err
+}
 
 type probed struct {
 	t     *testing.T

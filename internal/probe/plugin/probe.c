@@ -1,9 +1,10 @@
 /*
  * vigia-probe: the part of vigia that runs inside QEMU, under software emulation (TCG) only.
  *
- * It tells the guard that a virtual CPU is about to execute one of a few instructions of the guest's kernel, and holds it there until
- * the guard has looked, for a bounded time. It decides nothing and understands nothing of the guest, but for one filter: most
- * files that a guest opens are of no interest, and asking the guard for each would cost the guest dear.
+ * It tells the guard that a virtual CPU is about to execute one of a few instructions of the guest's kernel. Where the guard has left a
+ * recipe for what it wants to know, that is copied out of the guest's memory into a ring, and the CPU goes on at once. Else, or
+ * where the ring is full, the CPU is held until the guard has looked, for a bounded time. It decides nothing and understands
+ * nothing of the guest, but for one filter: most files that a guest opens are of no interest.
  *
  * QEMU's plugin API has no packaged header: what is used of it is declared below. API 1 is QEMU 4.2 to 8.2, API 2 is
  * accepted by all from 9.0 on; the file is built once for each (PLUGIN_API). The emulator's own functions behind the filter are weak:
@@ -19,6 +20,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -60,7 +62,13 @@ __attribute__((weak)) int vm_stop(int state);
 EXPORT int qemu_plugin_version = PLUGIN_API;
 
 enum {
-	SHARED_SIZE = 65536,
+	HALF = 32768,
+	RING = 1 << 20,
+	SHARED_SIZE = 2 * HALF + RING,
+	STEPS = 64,
+	REGISTERS = 16,
+	COPY_MAX = 16384,
+	CLIMB_MAX = 64,
 	POINTS = 64,
 	CPUS = 64,
 	NAMES = 128,
@@ -68,7 +76,7 @@ enum {
 	DEPTH = 24,
 };
 
-#define MAGIC 0x31626f7270676976ull /* "vigprob1" */
+#define MAGIC 0x32626f7270676976ull /* "vigprob2" */
 
 /* Where the kernel's image may lie, and what its place is a multiple of. */
 #define IMAGE_BEGIN 0xffffffff80000000ull
@@ -81,6 +89,14 @@ struct name {
 	uint8_t len, how;
 	char text[NAME_MAX_LEN + 2];
 };
+
+/* One of a recipe's, which internal/memory/copied.go describes. */
+struct step {
+	uint8_t op, base, dst, when;
+	uint32_t at, len, pad;
+};
+enum { END, COPY, LOAD, CLIMB, TEXT };
+enum { ALWAYS, OPENING };
 
 struct orders {
 	uint64_t magic;
@@ -101,6 +117,11 @@ struct orders {
 	uint64_t point[POINTS];      /* link addresses */
 	uint64_t current[CPUS];      /* run-time address of each CPU's pointer to its task */
 	struct name filter[NAMES];
+	_Atomic uint64_t copied;     /* by point: the recipe has all that the guard wants to know */
+	_Atomic uint64_t tail;       /* of the ring: what comes before was read */
+	uint32_t mount, above;       /* offsets: mount.mnt, .mnt_parent */
+	uint32_t mountpoint, root;   /* offsets: mount.mnt_mountpoint, vfsmount.mnt_root */
+	struct step recipe[STEPS];
 	_Atomic uint32_t pause;      /* number of the hit << 2 at which the machine is to be paused; 0: none */
 };
 #define SLIDE_UNKNOWN UINT64_MAX
@@ -115,6 +136,7 @@ struct slot {
 
 /* Whose turn it is. The guard turns HELD into SEEN, this file HELD into GONE: who comes second learns that he did. */
 enum { IDLE, HELD, SEEN, GONE };
+enum { AWAKE, SOUND, DOZE };
 
 struct tidings {
 	uint64_t magic;
@@ -122,22 +144,42 @@ struct tidings {
 	uint32_t reads;           /* the filter can read memory */
 	_Atomic uint64_t guess;   /* the slide by where start_kernel ran last */
 	_Atomic uint32_t bell;    /* changes with each hit, and wakes the guard */
-	_Atomic uint32_t asleep;  /* the guard waits for the bell */
+	_Atomic uint32_t asleep;  /* the guard waits for the bell: SOUND for any, DOZE for what is urgent */
 	_Atomic uint32_t silent;  /* the number of a guard that did not answer in time */
+	_Atomic uint32_t urgent;  /* the ring is more than half full */
+	_Atomic uint64_t head;    /* of the ring: where the next copy begins */
 	uint32_t pauses;          /* a guard can have the machine paused at a hit */
-	uint32_t pad[6];
+	uint32_t pad[3];
 	struct slot slot[CPUS];
 };
 
+/* What begins a copy in the ring. At the end of the ring, where one does not fit, SKIP says to go on at its beginning. */
+struct copy {
+	uint32_t size; /* with this head */
+	uint16_t point, cpu;
+	uint64_t task;
+};
+#define SKIP 0xffff
+
+/* And a piece of guest memory in it; its bytes follow, up to a multiple of 8. */
+struct piece {
+	uint64_t va;
+	uint32_t len, pad;
+};
+
 struct shared {
-	union { struct orders orders; char a[SHARED_SIZE / 2]; };
-	union { struct tidings tidings; char b[SHARED_SIZE / 2]; };
+	union { struct orders orders; char a[HALF]; };
+	union { struct tidings tidings; char b[HALF]; };
+	char ring[RING];
 };
 _Static_assert(sizeof(struct shared) == SHARED_SIZE, "the two halves fit");
+_Static_assert(offsetof(struct tidings, slot) == 64 && offsetof(struct orders, pause) == 10368, "as internal/probe/page.go has it");
 _Static_assert(sizeof(struct slot) == 64, "one cache line each");
 
 static struct orders *orders;
 static struct tidings *tidings;
+static char *ring;
+static pthread_mutex_t ring_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint32_t points;
 static uint64_t point[POINTS];
 static uint64_t low[4096 / 64]; /* which low 12 bits the points have */
@@ -242,6 +284,164 @@ static bool passes(unsigned vcpu, uint32_t i)
 	return peek(vcpu, task + orders->tgid_at, &have, 4) && have == tgid;
 }
 
+/* A copy in the making. */
+struct making {
+	void *cpu;
+	uint32_t used;
+	bool full;
+	_Alignas(8) char b[COPY_MAX];
+};
+
+/* The bytes at va, if they were copied already. */
+static char *had(struct making *m, uint64_t va, uint32_t len)
+{
+	struct piece p;
+	for (uint32_t at = sizeof(struct copy); at < m->used; at += sizeof p + ((p.len + 7) & ~7u)) {
+		memcpy(&p, m->b + at, sizeof p);
+		if (va - p.va < p.len && len <= p.len - (va - p.va))
+			return m->b + at + sizeof p + (va - p.va);
+	}
+	return NULL;
+}
+
+static char *take(struct making *m, uint64_t va, uint32_t len)
+{
+	char *b = had(m, va, len);
+	if (b || !len)
+		return b;
+	uint32_t room = (len + 7) & ~7u;
+	if (len > COPY_MAX || m->used + sizeof(struct piece) + room > COPY_MAX) {
+		m->full = true;
+		return NULL;
+	}
+	struct piece p = { va, len, 0 };
+	b = m->b + m->used + sizeof p;
+	if (cpu_memory_rw_debug(m->cpu, va, b, len, false) != 0)
+		return NULL;
+	memcpy(m->b + m->used, &p, sizeof p);
+	memset(b + len, 0, room - len);
+	m->used += sizeof p + room;
+	return b;
+}
+
+static uint64_t word(struct making *m, uint64_t va)
+{
+	uint64_t v = 0;
+	char *b = take(m, va, 8);
+	if (b)
+		memcpy(&v, b, 8);
+	return v;
+}
+
+/* The names from a dentry up to the root of all mounts. */
+static void climb(struct making *m, uint64_t mnt, uint64_t dentry)
+{
+	uint64_t below = orders->mount, last = 0, root = 0;
+	for (int i = 0; i < CLIMB_MAX && mnt && dentry; i++) {
+		if (mnt != last)
+			root = word(m, mnt + orders->root);
+		last = mnt;
+		if (dentry == root) {
+			uint64_t mount = mnt - below, above = word(m, mount + orders->above);
+			if (!above || above == mount)
+				return;
+			dentry = word(m, mount + orders->mountpoint);
+			mnt = above + below;
+			continue;
+		}
+		take(m, dentry, 128); /* all that is asked for below, mostly */
+		uint64_t parent = word(m, dentry + orders->parent), name = word(m, dentry + orders->name);
+		uint32_t len = 0;
+		char *b = take(m, dentry + orders->len, 4);
+		if (b)
+			memcpy(&len, b, 4);
+		take(m, name, len < 256 ? len : 255);
+		if (!parent || parent == dentry)
+			return;
+		dentry = parent;
+	}
+}
+
+/* User memory, as far as it is there: a page at a time. */
+static uint32_t pages(struct making *m, uint64_t from, uint64_t to, uint32_t most, char *last)
+{
+	uint32_t done = 0;
+	while (from < to && done < most) {
+		uint64_t n = 4096 - (from & 4095);
+		n = n < to - from ? n : to - from;
+		n = n < most - done ? n : most - done;
+		char *b = from >> 63 ? NULL : take(m, from, n);
+		if (!b)
+			break;
+		*last = b[n - 1];
+		from += n;
+		done += n;
+	}
+	return done;
+}
+
+/* A text from one address to another; without a NUL at its end it goes on. */
+static void text(struct making *m, uint64_t from, uint64_t to, uint64_t on, uint32_t most)
+{
+	char last = 0;
+	uint32_t n = pages(m, from, to, most, &last);
+	if (n && n == to - from && last)
+		pages(m, to, on, most - n, &last);
+}
+
+/* Copies what the recipe says, and gives it to the guard. False where there is no room. */
+static bool copied(unsigned vcpu, uint32_t i)
+{
+	struct making m;
+	struct copy head = { 0, i, vcpu, 0 };
+	uint64_t reg[REGISTERS] = { 0 }, opening = atomic_load(&orders->filtered) >> i & 1;
+	m.cpu = qemu_get_cpu((int)vcpu);
+	m.used = sizeof head;
+	m.full = false;
+	if (!m.cpu || cpu_memory_rw_debug(m.cpu, orders->current[vcpu], &head.task, 8, false) != 0)
+		return false;
+	reg[0] = head.task;
+	for (const struct step *s = orders->recipe; s < orders->recipe + STEPS && s->op != END && !m.full; s++) {
+		uint64_t base = reg[s->base % REGISTERS], *dst = &reg[s->dst % REGISTERS];
+		if (!base || (s->when == OPENING && !opening))
+			continue;
+		switch (s->op) {
+		case COPY:
+			take(&m, base + s->at, s->len);
+			break;
+		case LOAD:
+			*dst = word(&m, base + s->at);
+			break;
+		case CLIMB:
+			climb(&m, base, *dst);
+			break;
+		case TEXT:
+			text(&m, base, *dst, reg[s->at % REGISTERS], s->len);
+			break;
+		}
+	}
+	if (m.full)
+		return false;
+	head.size = m.used;
+	memcpy(m.b, &head, sizeof head);
+	pthread_mutex_lock(&ring_lock);
+	uint64_t at = atomic_load(&tidings->head), tail = atomic_load(&orders->tail);
+	uint32_t left = RING - at % RING, skip = left < m.used ? left : 0;
+	bool fits = at - tail + skip + m.used <= RING;
+	if (fits) {
+		if (skip) {
+			struct copy end = { left, SKIP, 0, 0 };
+			memcpy(ring + at % RING, &end, left < sizeof end ? 8 : sizeof end);
+			at += skip;
+		}
+		memcpy(ring + at % RING, m.b, m.used);
+		atomic_store(&tidings->head, at + m.used);
+	}
+	atomic_store(&tidings->urgent, at + m.used - tail > RING / 2);
+	pthread_mutex_unlock(&ring_lock);
+	return fits;
+}
+
 /* A virtual CPU is about to execute a point. data: its number, and its slide in units of ALIGN. */
 static void hit(unsigned vcpu, void *data)
 {
@@ -256,6 +456,13 @@ static void hit(unsigned vcpu, void *data)
 	if (!reader || !passes(vcpu, i))
 		return;
 	struct slot *s = &tidings->slot[vcpu];
+	if (tidings->reads && atomic_load(&orders->copied) >> i & 1 && copied(vcpu, i)) {
+		if (atomic_load(&tidings->asleep) == SOUND || (atomic_load(&tidings->asleep) && atomic_load(&tidings->urgent))) {
+			atomic_fetch_add(&tidings->bell, 1);
+			futex_wake(&tidings->bell);
+		}
+		return;
+	}
 	if (reader == atomic_load(&tidings->silent)) {
 		atomic_fetch_add(&s->lost, 1);
 		return;
@@ -309,6 +516,7 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int a
 		return -1;
 	orders = &s->orders;
 	tidings = &s->tidings;
+	ring = s->ring;
 	if (orders->magic != MAGIC || orders->points > POINTS)
 		return -1;
 	points = orders->points;
