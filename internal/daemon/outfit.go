@@ -29,6 +29,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
 		Watch: d.watched(), Running: qemu != nil, Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check}
+	cfg.Replays = m.rec.Replays != nil
 	if r := m.record().Replays; r != nil && r.Until != nil {
 		at, err := d.resolve(m.id(), r.Recording, *r.Until)
 		if err != nil {

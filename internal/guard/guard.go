@@ -243,7 +243,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.checker.processor, g.checker.shrink = processor{g}, g.shrink
 	go g.sampler.run(g.ctx)
 	g.prober = g.newProber(g.cfg, files[link.FileProbe])
-	if g.prober.watcher != nil {
+	if g.prober.watcher != nil && g.cfg.Replays { // where a CPU waits to be looked at, and others need not
 		g.prober.watcher.Halt(g.until.held, func() { g.until.late(g) })
 	}
 	g.prober.sampler.Used = g.sampler.clock.used()

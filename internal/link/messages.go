@@ -111,7 +111,8 @@ type GuardConfig struct {
 	Probe    string        `json:"probe"`           // why there is no FileProbe
 	Recorded bool          `json:"recorded"`        // what enters the machine is recorded
 	Running  bool          `json:"running"`         // QEMU runs already: this guard replaces one that died
-	Until    *Until        `json:"until,omitempty"` // where a replay is to stop
+	Replays  bool          `json:"replays"`         // the machine replays a recording: it may be asked to stop somewhere
+	Until    *Until        `json:"until,omitempty"` // where it is to stop
 	Check    CheckSchedule `json:"check"`
 	// PrivateRAM: QEMU has its memory for itself; CallMemory says where, once it runs.
 	PrivateRAM bool     `json:"private_ram"`
