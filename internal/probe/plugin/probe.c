@@ -69,6 +69,7 @@ enum {
 	REGISTERS = 16,
 	COPY_MAX = 16384,
 	CLIMB_MAX = 64,
+	PIECES = 512,
 	POINTS = 64,
 	CPUS = 64,
 	NAMES = 128,
@@ -287,19 +288,20 @@ static bool passes(unsigned vcpu, uint32_t i)
 /* A copy in the making. */
 struct making {
 	void *cpu;
-	uint32_t used;
+	uint32_t used, pieces;
 	bool full;
+	uint16_t piece[PIECES]; /* where each begins */
 	_Alignas(8) char b[COPY_MAX];
 };
 
-/* The bytes at va, if they were copied already. */
+/* The bytes at va, if they were copied already: mostly just before. */
 static char *had(struct making *m, uint64_t va, uint32_t len)
 {
 	struct piece p;
-	for (uint32_t at = sizeof(struct copy); at < m->used; at += sizeof p + ((p.len + 7) & ~7u)) {
-		memcpy(&p, m->b + at, sizeof p);
+	for (uint32_t i = m->pieces; i-- > 0;) {
+		memcpy(&p, m->b + m->piece[i], sizeof p);
 		if (va - p.va < p.len && len <= p.len - (va - p.va))
-			return m->b + at + sizeof p + (va - p.va);
+			return m->b + m->piece[i] + sizeof p + (va - p.va);
 	}
 	return NULL;
 }
@@ -310,7 +312,7 @@ static char *take(struct making *m, uint64_t va, uint32_t len)
 	if (b || !len)
 		return b;
 	uint32_t room = (len + 7) & ~7u;
-	if (len > COPY_MAX || m->used + sizeof(struct piece) + room > COPY_MAX) {
+	if (len > COPY_MAX || m->used + sizeof(struct piece) + room > COPY_MAX || m->pieces == PIECES) {
 		m->full = true;
 		return NULL;
 	}
@@ -320,6 +322,7 @@ static char *take(struct making *m, uint64_t va, uint32_t len)
 		return NULL;
 	memcpy(m->b + m->used, &p, sizeof p);
 	memset(b + len, 0, room - len);
+	m->piece[m->pieces++] = m->used;
 	m->used += sizeof p + room;
 	return b;
 }
@@ -397,6 +400,7 @@ static bool copied(unsigned vcpu, uint32_t i)
 	uint64_t reg[REGISTERS] = { 0 }, opening = atomic_load(&orders->filtered) >> i & 1;
 	m.cpu = qemu_get_cpu((int)vcpu);
 	m.used = sizeof head;
+	m.pieces = 0;
 	m.full = false;
 	if (!m.cpu || cpu_memory_rw_debug(m.cpu, orders->current[vcpu], &head.task, 8, false) != 0)
 		return false;
