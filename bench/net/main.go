@@ -28,6 +28,7 @@ type options struct {
 	memory, cpus             int
 	rounds, seconds, mtu     int
 	boot                     time.Duration
+	keep                     bool
 	profile                  string
 }
 
@@ -48,6 +49,7 @@ func main() {
 	flag.IntVar(&o.mtu, "mtu", 65520, "MTU of the vigia and passt cards; slirp has 1500")
 	flag.DurationVar(&o.boot, "boot", 3*time.Minute, "how long the guest may take to boot")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of vigia's network process here")
+	flag.BoolVar(&o.keep, "keep", false, "also measure a gate that keeps what enters")
 	flag.Parse()
 	if (o.kernel == "") != (o.disk == "") || flag.NArg() > 0 {
 		flag.Usage()

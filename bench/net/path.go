@@ -9,12 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime/pprof"
 	"strconv"
 	"syscall"
 	"time"
 
 	"vigia/internal/event"
+	"vigia/internal/gate"
+	"vigia/internal/inputs"
 	"vigia/internal/network"
 	"vigia/internal/vm"
 )
@@ -52,10 +55,16 @@ func openPaths(o *options, dir string) (paths, error) {
 		{name: "vigia", netdev: "stream,id=vigia,server=off,addr.type=unix,addr.path=" + dir + "/vigia", address: "10.77.0.2/24", gateway: "10.77.0.1", mtu: o.mtu},
 		{name: "vigia1500", netdev: "stream,id=vigia1500,server=off,addr.type=unix,addr.path=" + dir + "/vigia1500", address: "10.78.0.2/24", gateway: "10.78.0.1", mtu: 1500},
 	}
+	if o.keep {
+		ps = append(ps, &path{name: "kept", netdev: "stream,id=kept,server=off,addr.type=unix,addr.path=" + dir + "/kept", address: "10.79.0.2/24", gateway: "10.79.0.1", mtu: o.mtu})
+	}
 	for _, p := range ps[1:] {
 		args := []string{"gate", "-socket", dir + "/" + p.name, "-address", p.address, "-mac", macOf(p.name), "-mtu", strconv.Itoa(p.mtu)}
 		if o.profile != "" {
 			args = append(args, "-profile", o.profile+"."+p.name)
+		}
+		if p.name == "kept" {
+			args = append(args, "-keep", dir)
 		}
 		p.own = exec.Command(self(), args...)
 	}
@@ -122,7 +131,7 @@ func self() string {
 func serveGate(args []string) {
 	f := flag.NewFlagSet("gate", flag.ExitOnError)
 	socket, address, mac := f.String("socket", "", ""), f.String("address", "", ""), f.String("mac", "", "")
-	mtu, profile := f.Int("mtu", 1500, ""), f.String("profile", "", "")
+	mtu, profile, keep := f.Int("mtu", 1500, ""), f.String("profile", "", ""), f.String("keep", "", "")
 	f.Parse(args)
 	hw, err := net.ParseMAC(*mac)
 	check(err)
@@ -131,6 +140,9 @@ func serveGate(args []string) {
 		Rules: []vm.NetRule{{Allow: true, Direction: "out", Prefix: netip.MustParsePrefix("127.0.0.0/8")}},
 	}, func(event.Kind, event.Fields) {})
 	check(err)
+	if *keep != "" {
+		n.KeepInputs(gate.Kept(keepIn(*keep)))
+	}
 	l, err := net.Listen("unix", *socket)
 	check(err)
 	if *profile != "" {
@@ -152,6 +164,19 @@ func serveGate(args []string) {
 			fmt.Fprintln(os.Stderr, "bench/net: gate:", err)
 		}
 	}
+}
+
+// keepIn is the log of a gate as the daemon gives it.
+func keepIn(dir string) *inputs.Log {
+	var files []*os.File
+	for i := range 14 {
+		f, err := os.Create(filepath.Join(dir, "inputs."+strconv.Itoa(i)))
+		check(err)
+		files = append(files, f)
+	}
+	log, err := inputs.Open(files, inputs.Bounds{Bytes: 56 << 20})
+	check(err)
+	return log
 }
 
 func check(err error) {

@@ -44,8 +44,13 @@ func print(w io.Writer, rows []row) {
 			fmt.Fprintf(t, "%s\t%s\t%.2f\t%.1f\t%s\n", other, (&row{reverse: reverse}).direction(), ours/theirs, goals[other], verdict)
 		}
 	}
+	for _, reverse := range []bool{false, true} {
+		if kept := median(rows, "kept", reverse, func(r *row) float64 { return r.mbit }); kept > 0 {
+			fmt.Fprintf(t, "what enters is kept, to not kept\t%s\t%.2f\t\t\n", (&row{reverse: reverse}).direction(), kept/median(rows, "vigia", reverse, func(r *row) float64 { return r.mbit }))
+		}
+	}
 	fmt.Fprintln(t, "\nmedians\tdirection\tMbit/s\tCPU s/Gbit, all\tnetwork process alone\t")
-	for _, name := range []string{"slirp", "vigia", "vigia1500", "passt"} {
+	for _, name := range []string{"slirp", "vigia", "vigia1500", "kept", "passt"} {
 		for _, reverse := range []bool{false, true} {
 			mbit := median(rows, name, reverse, func(r *row) float64 { return r.mbit })
 			if mbit == 0 {

@@ -32,7 +32,8 @@ var version = "dev"
 // workers are the commands that the daemon starts.
 var workers = map[string]func(args []string) error{
 	"guard":             func([]string) error { return guard.Main(version) },
-	"gate":              func([]string) error { return gate.Main(version) },
+	jail.Gate.Name:      func([]string) error { return gate.Main(version, jail.Gate) },
+	jail.GateAlone.Name: func([]string) error { return gate.Main(version, jail.GateAlone) },
 	convert.Command:     convert.Main,
 	keeper.Command:      keeper.Main,
 	keeper.PlantCommand: keeper.Plant,

@@ -178,6 +178,7 @@ func (a *app) describe(m *vigiav1.Machine) error {
 	s.add("introspection", m.GetIntrospection())
 	s.add("recording", m.GetRecording())
 	s.add("debugger", m.GetReplay().GetGdb())
+	s.add("inputs", m.GetInputs())
 	s.add("processes seen", m.GetProbe())
 	s.add("additions", joined(m.GetAdditions()))
 	s.add("owner", m.GetOwner())

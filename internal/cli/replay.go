@@ -23,21 +23,28 @@ const moments = "A place in a recording (MOMENT) is a count of instructions (123
 
 func (a *app) replayCmd() *cobra.Command {
 	var verify bool
+	var again reenactment
 	req := &vigiav1.ReplayRequest{}
 	c := &cobra.Command{
-		Use:   "replay NAME",
+		Use:   "replay NAME[@CHECKPOINT]",
 		Short: "Do again, under all eyes, what a recorded machine did in its last run",
 		Long: "Do again, instruction by instruction, what a machine that was run with --record did in its last run. A machine of its own does it,\n" +
 			"NAME-replay, without network and without touching the other one; ps, check, trace, events and console work on it as on any.\n" +
 			"At the end console, disk and network frames are compared with the recording's: show NAME says whether it is exact.\n\n" +
 			"With --verify the end is waited for and the machine removed again; exit status 3 if it is not exact.\n" +
-			"With --until it stops by itself and waits there, to be looked at: go on with resume, or with seek to another moment.\n\n" + moments,
+			"With --until it stops by itself and waits there, to be looked at: go on with resume, or with seek to another moment.\n\n" + moments + "\n\n" +
+			"With a checkpoint, of any machine: a clone of it is given again all that has entered the machine since (flows, console, guest channel), cut off\n" +
+			"the network, at its pace, and the timeline says which process followed from which input. Not bit-exact. See doc/tutorial/re-enact.md.",
 		Example: `  vigia replay web --verify
   vigia replay web --until process.started,exe=*/sh && vigia ps web-replay
   vigia seek web-replay +30s`,
 		Args: oneArg("NAME"),
 		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
 			req.Name = args[0]
+			if name, checkpoint, found := strings.Cut(req.Name, "@"); found {
+				again.as = req.NewName
+				return a.reenact(ctx, c, name, checkpoint, again)
+			}
 			if verify && (req.Until != "" || req.Gdb) {
 				return usagef("--verify replays to the end: use it without --until and --gdb")
 			}
@@ -62,6 +69,8 @@ func (a *app) replayCmd() *cobra.Command {
 	c.Flags().StringVar(&req.Until, "until", "", "stop at this `MOMENT`, and wait for it")
 	c.Flags().BoolVar(&req.Gdb, "gdb", false, "let a debugger in, on a socket that only you can open: show says which")
 	c.Flags().BoolVar(&verify, "verify", false, "wait for the end, say whether it is exact, and remove the machine that replayed")
+	c.Flags().DurationVar(&again.wait, "wait", 0, "of a checkpoint: cut waits in which nothing entered to so long (default: as they were)")
+	c.Flags().BoolVar(&again.remove, "rm", false, "of a checkpoint: remove the clone at the end")
 	return c
 }
 

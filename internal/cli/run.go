@@ -66,6 +66,7 @@ func (a *app) runCmd() *cobra.Command {
 	f.StringSliceVar(&req.Additions, "additions", nil, "what is connected to the guest: exec (commands and copies)")
 	f.StringVar(&req.Probe, "probe", "", "what processes do: auto (a plugin in QEMU where possible), off (sampled) or on (default auto)")
 	f.BoolVar(&req.Record, "record", false, "record each run, so that it can be replayed (software emulation only, one CPU; some four times slower)")
+	f.StringVar(&req.KeepInputs, "keep-inputs", "", "from the first checkpoint on keep what enters, to replay it: `SIZE[,AGE]` as in 256M,2d, or off (default 64M,7d)")
 	_ = c.RegisterFlagCompletionFunc("probe", cobra.FixedCompletions([]string{"auto", "off", "on"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("net", cobra.FixedCompletions([]string{"nat", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("additions", cobra.FixedCompletions([]string{"exec"}, cobra.ShellCompDirectiveNoFileComp))

@@ -109,6 +109,7 @@ func (d *Daemon) adopt(m *machine) {
 	m.mu.Unlock()
 	d.bus.emit(m.name(), event.MachineStarted, event.Fields{"accelerator": ref.Accelerator, "pid": int64(qemu.PID), "adopted": true})
 	d.catchUp(m)
+	m.cutShort()
 	d.spawn(func() { d.oversee(m, r) })
 	m.arrive(r)
 	d.watchReplay(m, r)

@@ -149,11 +149,15 @@ func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles) (don
 		return done, err
 	}
 	defer overlay.Close()
+	c.machine.keepMore(ctx, c.run)
 	c.record.Time = time.Now().UTC()
 	ask := link.Checkpoint{Freeze: c.freezes(ctx), Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
 	_, err = c.callGuard(ctx, link.CallCheckpoint, ask, &done, files.toQEMU, files.toKeeper, overlay)
 	if err != nil { // the guard died, or another has come: what is in use is asked for
 		return done, errors.Join(err, c.recoverLayers(ctx))
+	}
+	if done.At.After(c.record.Time) && done.At.Before(time.Now()) { // since when the guest stood still, from who held it
+		c.record.Time = done.At.UTC()
 	}
 	if err = c.settleLayers(ctx, done.Swapped); err == nil && done.Failed != "" {
 		err = errors.New(done.Failed)

@@ -127,6 +127,7 @@ func (l *launch) prepare(ctx context.Context) error {
 	}
 	l.state.Accelerator = l.d.accelerator
 	l.d.sweepRun(l.id()) // what a crash may have left
+	l.beginInputs()
 	if err := l.forgetFalseStart(); err != nil {
 		return err
 	}

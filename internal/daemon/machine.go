@@ -52,6 +52,8 @@ type record struct {
 	// Recording is of the last run, where the machine is recorded. Replays is whose recording this machine replays.
 	Recording *recording `json:"recording,omitempty"`
 	Replays   *replaying `json:"replays,omitempty"`
+	// Reenacts is what had entered another machine, which this one is given again.
+	Reenacts *reenacting `json:"reenacts,omitempty"`
 }
 
 // origin is whose hardware the machine has.

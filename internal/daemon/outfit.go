@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -195,13 +196,23 @@ func (d *Daemon) dialQEMU(m *machine, name string) (*os.File, error) {
 
 // spawnGate starts a gate and connects it to QEMU's network card.
 func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish, listeners []*os.File) (*worker, error) {
-	w, err := d.spawnWorker(ctx, m, "gate", jail.Gate)
+	profile := jail.Gate
+	if m.rec.Reenacts != nil {
+		profile = jail.GateAlone
+	}
+	w, err := d.spawnWorker(ctx, m, "gate", profile)
 	if err != nil {
 		return nil, err
 	}
 	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.origin()).String(), Rules: m.rec.Spec.Net.Rules,
 		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined}
-	_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, listeners...)
+	files := slices.Clone(listeners)
+	if m.rec.Reenacts != nil {
+		play, logs := d.openPlay(*m.rec.Reenacts)
+		defer closeFiles(logs)
+		cfg.Stage, files = &play, append(files, logs...)
+	}
+	_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, files...)
 	if err == nil {
 		var card *os.File
 		if card, err = d.dialQEMU(m, "net"); err == nil {

@@ -144,6 +144,7 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 	}
 	m.settlePause(ctx, w) // the last guard may have died in the middle of a checkpoint
 	d.giveClock(ctx, m, w, r.qemu.PID)
+	m.keepInputs(ctx, m.record().Run.Started, w)
 	m.setWorker("guard", w)
 	return m.change(ctx, func(r *record) { r.Run.worked(w) })
 }
@@ -159,6 +160,7 @@ func (d *Daemon) replaceGate(ctx context.Context, m *machine) error {
 	if err != nil {
 		return err
 	}
+	m.keepInputs(ctx, m.record().Run.Started, w)
 	m.setWorker("gate", w)
 	if err := m.settleGate(ctx, w); err != nil { // what was asked for while there was none
 		w.end()

@@ -68,6 +68,10 @@ func (s machinesServer) spec(r *vigiav1.RunRequest) (vm.Spec, error) {
 	now := time.Now().UTC()
 	spec := vm.Spec{Name: r.Name, ID: vm.NewID(), Memory: r.MemoryBytes, CPUs: int(r.Cpus), Net: vm.Net{Mode: r.Net},
 		Additions: r.Additions, Owner: r.Owner, Purpose: r.Purpose, Labels: r.Labels, Probe: r.Probe, Record: r.Record, Created: now}
+	var err error
+	if spec.Keep, err = vm.ParseKeep(r.KeepInputs); err != nil {
+		return spec, err
+	}
 	if spec.Memory == 0 {
 		spec.Memory = defaultMemory
 	}
@@ -87,7 +91,6 @@ func (s machinesServer) spec(r *vigiav1.RunRequest) (vm.Spec, error) {
 	if len(spec.Publish) > 0 && spec.Net.Mode == vm.NetOff {
 		return spec, fmt.Errorf("%w: ports are published, but the network is off", vm.ErrInvalid)
 	}
-	var err error
 	if spec.Net.Rules, err = parseRules(r.Rules); err != nil {
 		return spec, err
 	}
@@ -262,6 +265,7 @@ func (m *machine) brief() *vigiav1.Machine {
 		out.Expires = timestamppb.New(s.Expires)
 	}
 	out.Recording, out.Replay = rec.recordingText(), rec.Replays.show(m.debugger())
+	out.Inputs = m.inputsText(&rec)
 	if run := rec.Run; run != nil {
 		publish = run.Publish
 		out.Pid, out.GuardPid, out.GatePid = int64(run.QEMU.PID), int64(run.Guard.PID), int64(run.Gate.PID)

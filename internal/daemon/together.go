@@ -81,6 +81,7 @@ func (l *launch) startGuard(ctx context.Context) (*worker, error) {
 			return nil, err
 		}
 	}
+	l.keepInputs(ctx, l.state.Started, w)
 	return w, nil
 }
 
@@ -98,6 +99,7 @@ func (l *launch) startGate(ctx context.Context) (*worker, error) {
 		w.end()
 		return nil, err
 	}
+	l.keepInputs(ctx, l.state.Started, w)
 	return w, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vigia/internal/event"
@@ -26,6 +27,7 @@ type worker struct {
 	tally   *os.File      // counts what it has not told; nil: it gave none
 	greeted chan struct{} // closed once hello is there
 	bury    func(*worker) // told of its end
+	keeps   atomic.Bool   // what enters
 
 	ackMu   sync.Mutex
 	acked   uint64
@@ -95,7 +97,7 @@ func (d *Daemon) spawnWorker(ctx context.Context, m *machine, name string, profi
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	defer tally.Close()
-	proc, err := jail.Worker{Profile: profile, Tag: d.tag(m, name), Args: []string{name}, Files: []*os.File{control, tally}, Stderr: log, Stdout: log,
+	proc, err := jail.Worker{Profile: profile, Tag: d.tag(m, name), Args: []string{profile.Name}, Files: []*os.File{control, tally}, Stderr: log, Stdout: log,
 		User: m.user(name), Group: group, MaxFile: most}.Start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

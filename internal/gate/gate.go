@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"vigia/internal/inputs"
 	"vigia/internal/jail"
 	"vigia/internal/link"
 	"vigia/internal/network"
@@ -26,12 +27,14 @@ type Gate struct {
 
 	mu  sync.Mutex
 	net *network.Network // nil: not configured
+	log *inputs.Log      // nil: what enters is not kept
+	set *set             // of a gate that is a stage
 }
 
-// Main is `vigia gate`: it confines itself and serves daemons until it is ended.
-func Main(version string) error {
+// Main is `vigia gate`, or with another profile a gate that leads nowhere: it confines itself and serves daemons until it is ended.
+func Main(version string, profile jail.Profile) error {
 	footprint := link.NewFootprint()
-	measures, err := jail.Confine(jail.Gate)
+	measures, err := jail.Confine(profile)
 	if err != nil {
 		return err
 	}
@@ -76,6 +79,8 @@ func (g *Gate) handle(ctx context.Context, r link.Request) (link.Response, error
 		return link.Response{}, frames(n, r.Files)
 	case link.CallCapture:
 		return link.Response{}, capture(ctx, n, r)
+	case link.CallKeepInputs:
+		return link.Response{}, g.keep(n, r)
 	}
 	closeFiles(r.Files)
 	switch r.Method {
@@ -88,7 +93,11 @@ func (g *Gate) handle(ctx context.Context, r link.Request) (link.Response, error
 		}
 		return link.Response{}, n.SetRules(rules.Rules)
 	case link.CallEnding: // QEMU is gone: what is open ends, and what was counted is told
-		return link.Response{}, n.Close()
+		err := n.Close()
+		g.log.Close()
+		return link.Response{}, err
+	case link.CallPlay:
+		return link.Response{Body: g.set.play(ctx, n)}, nil
 	case link.CallGateStatus:
 		return link.Response{Body: status(n.Stats())}, nil
 	}
@@ -104,7 +113,11 @@ func (g *Gate) configure(r link.Request) error {
 	if g.net != nil {
 		err = errors.New("configured already")
 	}
-	if err == nil && len(cfg.Publish) != len(r.Files) {
+	segments := 0
+	if cfg.Stage != nil {
+		segments = max(cfg.Stage.Gate, 0) + max(cfg.Stage.Guard, 0)
+	}
+	if err == nil && len(cfg.Publish)+segments != len(r.Files) {
 		err = errors.New("configure: ports and descriptors do not match")
 	}
 	var mac net.HardwareAddr
@@ -115,13 +128,19 @@ func (g *Gate) configure(r link.Request) error {
 		closeFiles(r.Files)
 		return err
 	}
-	listeners, err := listeners(cfg, r.Files)
+	ports := len(cfg.Publish)
+	var stage *network.Stage
+	if cfg.Stage != nil {
+		g.set = newSet(*cfg.Stage, r.Files[ports:])
+		stage = g.set.stage
+	}
+	listeners, err := listeners(cfg, r.Files[:ports])
 	if err != nil {
 		return err
 	}
 	g.out.SetMachine(cfg.Name)
 	made, err := network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
-		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Quarantined: cfg.Quarantined, Held: g.out.Holder()}, g.out.Emit)
+		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Stage: stage, Quarantined: cfg.Quarantined, Held: g.out.Holder()}, g.out.Emit)
 	if err != nil {
 		for _, l := range listeners {
 			if l.TCP != nil {

@@ -26,6 +26,7 @@ func (g *Guard) exec(ctx context.Context, r link.Request) (link.Response, error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Timeout)
 	defer cancel()
+	g.keepCommand(e)
 	result, err := g.agent.Exec(ctx, e.Command, e.Stdin)
 	if err != nil {
 		return link.Response{}, err
@@ -46,7 +47,10 @@ func (g *Guard) exec(ctx context.Context, r link.Request) (link.Response, error)
 // copyIn writes what comes through the pipe into a file of the guest.
 func (g *Guard) copyIn(ctx context.Context, r link.Request) (link.Response, error) {
 	return g.copy(ctx, r, func(ctx context.Context, c link.Copy, pipe *os.File) (int64, error) {
-		return g.agent.WriteFile(ctx, c.Path, c.Mode, pipe)
+		copied := g.keepCopy(c, pipe)
+		n, err := g.agent.WriteFile(ctx, c.Path, c.Mode, copied)
+		copied.done(err)
+		return n, err
 	})
 }
 

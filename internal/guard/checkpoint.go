@@ -132,7 +132,7 @@ func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, 
 	if i.frozen == nil {
 		overlay.Close()
 	}
-	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.frozen != nil}
+	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.frozen != nil, At: i.at}
 	if err != nil {
 		done.Failed = err.Error()
 	}
@@ -161,8 +161,9 @@ type instant struct {
 	keeper  *link.Conn
 	devices *os.File
 	overlay *os.File
-	freeze  bool    // ask the guest to hold its file systems still
-	files   *frozen // how they stood; nil where it was not asked
+	freeze  bool      // ask the guest to hold its file systems still
+	files   *frozen   // how they stood; nil where it was not asked
+	at      time.Time // from here on the guest stood still
 	next    *volume.Next
 	frozen  <-chan error // once the overlays are swapped: what was on top is frozen on the disk
 }
@@ -207,6 +208,7 @@ func (i *instant) hold(ctx context.Context, fd machine.FD) (pause time.Duration,
 			return 0, err
 		}
 	}
+	i.at = time.Now()
 	still, cancel := context.WithTimeout(ctx, instantTime)
 	err = i.still(still, fd)
 	cancel()

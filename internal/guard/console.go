@@ -27,7 +27,8 @@ type console struct {
 	log  consoleLog
 
 	mu       sync.Mutex
-	slow     bool // the machine is recorded
+	slow     bool         // the machine is recorded
+	typed    func([]byte) // told of what persons type; nil: nobody
 	attached map[*attachment]bool
 	closed   bool
 
@@ -41,6 +42,16 @@ const (
 	slowChunk = 4
 	slowPause = 50 * time.Millisecond
 )
+
+// keyboard tells of what is typed before the guest has it.
+type keyboard struct{ c *console }
+
+func (k keyboard) Write(b []byte) (int, error) {
+	if k.c.typed != nil {
+		k.c.typed(b)
+	}
+	return k.c.conn.Write(b)
+}
 
 type slowly struct{ io.Writer }
 
@@ -167,7 +178,7 @@ func (c *console) take(a *attachment) {
 	if c.slow {
 		io.CopyBuffer(slowly{c.conn}, onlyReader{a.conn}, make([]byte, slowChunk))
 	} else {
-		io.Copy(c.conn, a.conn)
+		io.Copy(keyboard{c}, onlyReader{a.conn})
 	}
 	c.detach(a)
 }

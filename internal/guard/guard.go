@@ -22,9 +22,11 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vigia/internal/event"
+	"vigia/internal/inputs"
 	"vigia/internal/jail"
 	"vigia/internal/link"
 	"vigia/internal/machine"
@@ -57,6 +59,7 @@ type Guard struct {
 	frames     *frames // nil: nobody will ask
 	until      until
 	checker    *checker
+	inputs     atomic.Pointer[inputs.Log] // nil: what enters is not kept
 	monitor    *machine.Monitor
 	monitorErr error
 	monitorUp  chan struct{} // closed once monitor or monitorErr is there
@@ -172,6 +175,8 @@ func init() {
 		link.CallIncoming:    (*Guard).incoming,
 		link.CallArrive:      (*Guard).arrive,
 		link.CallMemory:      (*Guard).memory,
+		link.CallKeepInputs:  (*Guard).keepInputs,
+		link.CallPlay:        (*Guard).play,
 	}
 }
 
@@ -236,6 +241,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 	g.views = newViews(g.cfg, g.ram, files[link.FileProfile], files[link.FileReference], files[link.FileModules])
 	g.console = newConsole(serial, openConsoleLog(files[link.FileConsoleLog], files[link.FileConsoleTail+"0"], files[link.FileConsoleTail+"1"]), g.out.Emit)
 	g.console.slow = g.cfg.Recorded
+	g.console.typed = g.keepTyped
 	g.sampler = &sampler{cpus: g.cfg.CPUs, emit: g.out.Emit, process: g.views.busiest, panicked: g.panicked}
 	g.console.lines.waiting = g.out.Holder()
 	go g.console.run()
@@ -413,6 +419,7 @@ func (g *Guard) ending(ctx context.Context, r link.Request) (link.Response, erro
 	g.disk.report()
 	g.flood.Flush()
 	g.console.lines.end()
+	g.inputs.Load().Close()
 	return link.Response{Body: m.Ending()}, nil
 }
 

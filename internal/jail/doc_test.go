@@ -41,7 +41,7 @@ func TestDocument(t *testing.T) {
 
 func allTables() string {
 	var b strings.Builder
-	for _, name := range []string{"qemu", "guard", "gate", "convert", "keeper", "planter"} {
+	for _, name := range []string{"qemu", "guard", "gate", "gate-alone", "convert", "keeper", "planter"} {
 		Profiles[name].document(&b)
 	}
 	return b.String()

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-var profileNames = []string{"qemu", "guard", "gate", "convert"}
+var profileNames = []string{"qemu", "guard", "gate", "gate-alone", "convert"}
 
 // deadly are the attempts that the captive makes one to a process; with the profiles that may do it, since they must.
 var deadly = map[string][]string{

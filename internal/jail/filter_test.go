@@ -135,7 +135,7 @@ func TestTablesGiveReasons(t *testing.T) {
 			}
 		}
 	}
-	if Guard.Otherwise == Allow || Gate.Otherwise == Allow || Convert.Otherwise == Allow {
+	if Guard.Otherwise == Allow || Gate.Otherwise == Allow || GateAlone.Otherwise == Allow || Convert.Otherwise == Allow {
 		t.Error("a worker's table allows what it does not name")
 	}
 }

@@ -2,7 +2,7 @@
 // convert worker.
 //
 // The idea: what a process may do is a short table, a [Profile], with a reason beside each entry, and one small
-// interpreter carries any table out. There are six: [Emulator], [Guard], [Gate], [Convert], [Keeper] and
+// interpreter carries any table out. There are seven: [Emulator], [Guard], [Gate], [GateAlone], [Convert], [Keeper] and
 // [Planter]. Reading them tells what
 // a guest that has taken such a process over can still do; nothing else in this package has to be trusted to know that.
 //

@@ -94,6 +94,7 @@ var Guard = Profile{
 		{"probe page", "shared with QEMU's plugin, while it is set up"},
 		{"clocks", "schedstat of the threads of virtual CPUs, for reading"},
 		{"console log", "its beginning and its two ends, for writing"},
+		{"log of inputs", "a ring of files, where what enters is kept, for writing; of a clone that is given them again, another machine's, for reading"},
 		{"tally", "a page of sealed size in which it counts the events it has not told: its sudden end hides nothing"},
 		{"event descriptors", "of the Go runtime's poller"},
 		{"sockets", "to the daemon, to QEMU (QMP, console, agent), and the listening NBD socket"},
@@ -113,6 +114,25 @@ var Gate = Profile{
 		{"standard input, output, error", "null, and its log"},
 		{"sockets", "to the daemon, to QEMU's netdev, and listeners for published ports, made by the daemon"},
 		{"capture", "a pipe to the daemon, while one is asked for"},
+		{"log of inputs", "a ring of files, where what enters is kept, for writing"},
+		{"tally", "a page of sealed size in which it counts the events it has not told: its sudden end hides nothing"},
+		{"event descriptors", "of the Go runtime's poller"},
+	},
+}
+
+// GateAlone is the profile of a gate that leads nowhere: it gives a clone again what had entered another machine. No interface, no
+// socket of the host, no way to make one.
+var GateAlone = Profile{
+	Name:       "gate-alone",
+	Namespaces: []Namespace{nsMount, nsPID, nsNet, nsIPC, nsUTS, nsCgroup},
+	Rlimits:    workerRlimits,
+	Syscalls:   join(goRuntime, fileIO, socketIO),
+	Otherwise:  Refuse,
+	OOM:        200,
+	Descriptors: []Hold{
+		{"standard input, output, error", "null, and its log"},
+		{"sockets", "to the daemon, and to QEMU's netdev"},
+		{"logs of inputs", "of the machine that is played, for reading"},
 		{"tally", "a page of sealed size in which it counts the events it has not told: its sudden end hides nothing"},
 		{"event descriptors", "of the Go runtime's poller"},
 	},
@@ -167,7 +187,7 @@ var Planter = Profile{
 }
 
 // Profiles are all profiles, by name.
-var Profiles = map[string]Profile{"qemu": Emulator, "guard": Guard, "gate": Gate, "convert": Convert, "keeper": Keeper, "planter": Planter}
+var Profiles = map[string]Profile{"qemu": Emulator, "guard": Guard, "gate": Gate, "gate-alone": GateAlone, "convert": Convert, "keeper": Keeper, "planter": Planter}
 
 var workerRlimits = []Rlimit{
 	{"core", unix.RLIMIT_CORE, 0, "a core file is the guest's memory on the host's disk"},

@@ -1,5 +1,7 @@
 package link
 
+import "time"
+
 // The calls of a keeper: the worker that takes and puts back a machine's memory. It has no outbox, speaks on the one socket
 // it is given, and ends with its daemon.
 const (
@@ -85,9 +87,10 @@ type Checkpoint struct {
 
 // Checkpointed says how it went. Swapped is told with an error too: the disk's overlay is frozen, whatever failed then.
 type Checkpointed struct {
-	PauseSeconds float64 `json:"pause_seconds"` // QEMU stood still for so long
-	Swapped      bool    `json:"swapped"`
-	Failed       string  `json:"failed"` // why there is no checkpoint; empty: there is
+	PauseSeconds float64   `json:"pause_seconds"` // QEMU stood still for so long
+	Swapped      bool      `json:"swapped"`
+	Failed       string    `json:"failed"` // why there is no checkpoint; empty: there is
+	At           time.Time `json:"at"`     // since when it stood still
 
 	Frozen        bool    `json:"frozen"`         // the guest's file systems were
 	NotFrozen     string  `json:"not_frozen"`     // why not, where its agent was asked

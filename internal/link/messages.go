@@ -21,6 +21,9 @@ const (
 	// Both workers, to the daemon.
 	CallEvents = "events" // Events
 
+	CallKeepInputs = "keep-inputs" // KeepInputs: what enters from now on is kept; once
+	CallPlay       = "play"        // gives again what had entered another machine, until all is given → Played. Of a guard with Play
+
 	// Guard.
 	CallRun         = "run"   // waits for QEMU's monitor, then lets the guest go
 	CallWatch       = "watch" // Watch: the paths whose every access is an event
@@ -249,6 +252,8 @@ type GateConfig struct {
 	Resolvers   []netip.AddrPort `json:"resolvers"`
 	MTU         int              `json:"mtu"`
 	Quarantined bool             `json:"quarantined"`
+	// Stage: no frame leaves, what is recorded answers. Its files come behind those of Publish.
+	Stage *Play `json:"stage,omitempty"`
 }
 
 // Quarantine switches it.

@@ -101,6 +101,7 @@ type Spec struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Probe     string            `json:"probe,omitempty"`  // auto where empty
 	Record    bool              `json:"record,omitempty"` // each run is recorded, so that it can be replayed
+	Keep      Keep              `json:"keep,omitzero"`    // what of its input is kept
 	Created   time.Time         `json:"created"`
 }
 
@@ -159,6 +160,9 @@ func (s *Spec) Check() error {
 		if _, err := ParseAddition(a); err != nil {
 			return err
 		}
+	}
+	if err := s.Keep.Check(); err != nil {
+		return err
 	}
 	if s.Record && s.CPUs != 1 {
 		return fmt.Errorf("%w: cpus %d: a machine that is recorded has one", ErrInvalid, s.CPUs)

@@ -86,8 +86,9 @@ type RunRequest struct {
 	Ttl           string                 `protobuf:"bytes,10,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Additions     []string               `protobuf:"bytes,12,rep,name=additions,proto3" json:"additions,omitempty"`
-	Probe         string                 `protobuf:"bytes,20,opt,name=probe,proto3" json:"probe,omitempty"`    // auto (default), off or on
-	Record        bool                   `protobuf:"varint,21,opt,name=record,proto3" json:"record,omitempty"` // so that each run can be replayed
+	Probe         string                 `protobuf:"bytes,20,opt,name=probe,proto3" json:"probe,omitempty"`                             // auto (default), off or on
+	Record        bool                   `protobuf:"varint,21,opt,name=record,proto3" json:"record,omitempty"`                          // so that each run can be replayed
+	KeepInputs    string                 `protobuf:"bytes,22,opt,name=keep_inputs,json=keepInputs,proto3" json:"keep_inputs,omitempty"` // of what enters, from the first checkpoint on: SIZE[,AGE], or off; empty: the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -220,6 +221,13 @@ func (x *RunRequest) GetRecord() bool {
 	return false
 }
 
+func (x *RunRequest) GetKeepInputs() string {
+	if x != nil {
+		return x.KeepInputs
+	}
+	return ""
+}
+
 type Machine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -255,6 +263,7 @@ type Machine struct {
 	Recording     string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`        // of the last run, and whether it was replayed exactly
 	Replay        *Replay                `protobuf:"bytes,42,opt,name=replay,proto3" json:"replay,omitempty"`              // of a machine that replays another's run
 	Instructions  int64                  `protobuf:"varint,43,opt,name=instructions,proto3" json:"instructions,omitempty"` // executed so far, of a machine that is recorded or replays
+	Inputs        string                 `protobuf:"bytes,44,opt,name=inputs,proto3" json:"inputs,omitempty"`              // what of its input is kept
 	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`                // how it is known what processes do: probed or sampled, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -519,6 +528,13 @@ func (x *Machine) GetInstructions() int64 {
 		return x.Instructions
 	}
 	return 0
+}
+
+func (x *Machine) GetInputs() string {
+	if x != nil {
+		return x.Inputs
+	}
+	return ""
 }
 
 func (x *Machine) GetProbe() string {
@@ -1066,6 +1082,74 @@ func (x *Replay) GetGdb() string {
 	return ""
 }
 
+type ReenactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Checkpoint    string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	NewName       string                 `protobuf:"bytes,3,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`               // empty: the name and -replay
+	WaitSeconds   float64                `protobuf:"fixed64,4,opt,name=wait_seconds,json=waitSeconds,proto3" json:"wait_seconds,omitempty"` // what a wait in which nothing entered is cut to; 0: as it was
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReenactRequest) Reset() {
+	*x = ReenactRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReenactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReenactRequest) ProtoMessage() {}
+
+func (x *ReenactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReenactRequest.ProtoReflect.Descriptor instead.
+func (*ReenactRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReenactRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReenactRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *ReenactRequest) GetNewName() string {
+	if x != nil {
+		return x.NewName
+	}
+	return ""
+}
+
+func (x *ReenactRequest) GetWaitSeconds() float64 {
+	if x != nil {
+		return x.WaitSeconds
+	}
+	return 0
+}
+
 type StopRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1077,7 +1161,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1173,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[11]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1186,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{11}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopRequest) GetName() string {
@@ -1136,7 +1220,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1232,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[12]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1245,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{12}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -1186,7 +1270,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1282,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[13]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1295,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{13}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{14}
 }
 
 type SetRulesRequest struct {
@@ -1224,7 +1308,7 @@ type SetRulesRequest struct {
 
 func (x *SetRulesRequest) Reset() {
 	*x = SetRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1320,7 @@ func (x *SetRulesRequest) String() string {
 func (*SetRulesRequest) ProtoMessage() {}
 
 func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[14]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1333,7 @@ func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRulesRequest.ProtoReflect.Descriptor instead.
 func (*SetRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{14}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetRulesRequest) GetName() string {
@@ -1276,7 +1360,7 @@ type ConsoleInput struct {
 
 func (x *ConsoleInput) Reset() {
 	*x = ConsoleInput{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1372,7 @@ func (x *ConsoleInput) String() string {
 func (*ConsoleInput) ProtoMessage() {}
 
 func (x *ConsoleInput) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[15]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1385,7 @@ func (x *ConsoleInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleInput.ProtoReflect.Descriptor instead.
 func (*ConsoleInput) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{15}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConsoleInput) GetName() string {
@@ -1327,7 +1411,7 @@ type ConsoleOutput struct {
 
 func (x *ConsoleOutput) Reset() {
 	*x = ConsoleOutput{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1423,7 @@ func (x *ConsoleOutput) String() string {
 func (*ConsoleOutput) ProtoMessage() {}
 
 func (x *ConsoleOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[16]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1436,7 @@ func (x *ConsoleOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleOutput.ProtoReflect.Descriptor instead.
 func (*ConsoleOutput) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{16}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ConsoleOutput) GetData() []byte {
@@ -1374,7 +1458,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1470,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[17]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1483,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{17}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecRequest) GetName() string {
@@ -1444,7 +1528,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1540,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[18]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1553,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{18}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecOutput) GetStdout() []byte {
@@ -1526,7 +1610,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1622,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[19]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1635,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{19}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CopyInRequest) GetName() string {
@@ -1591,7 +1675,7 @@ type CopyInResponse struct {
 
 func (x *CopyInResponse) Reset() {
 	*x = CopyInResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1687,7 @@ func (x *CopyInResponse) String() string {
 func (*CopyInResponse) ProtoMessage() {}
 
 func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[20]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1700,7 @@ func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInResponse.ProtoReflect.Descriptor instead.
 func (*CopyInResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{20}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CopyInResponse) GetBytes() uint64 {
@@ -1636,7 +1720,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1732,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[21]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1745,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{21}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CopyOutRequest) GetName() string {
@@ -1687,7 +1771,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1783,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[22]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1796,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{22}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -1732,7 +1816,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1828,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[23]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1841,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{23}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TraceRequest) GetName() string {
@@ -1784,7 +1868,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1880,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[24]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1893,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{24}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CaptureRequest) GetName() string {
@@ -1862,7 +1946,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1958,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[25]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1971,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{25}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Process) GetPid() int64 {
@@ -2100,7 +2184,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2196,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[26]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2209,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{26}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Capabilities) GetEffective() []string {
@@ -2180,7 +2264,7 @@ type Namespaces struct {
 
 func (x *Namespaces) Reset() {
 	*x = Namespaces{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2276,7 @@ func (x *Namespaces) String() string {
 func (*Namespaces) ProtoMessage() {}
 
 func (x *Namespaces) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[27]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2289,7 @@ func (x *Namespaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespaces.ProtoReflect.Descriptor instead.
 func (*Namespaces) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{27}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Namespaces) GetPid() uint64 {
@@ -2274,7 +2358,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2370,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[28]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2383,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{28}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProcessRequest) GetName() string {
@@ -2325,7 +2409,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2421,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[29]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2434,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{29}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2371,7 +2455,7 @@ type Module struct {
 
 func (x *Module) Reset() {
 	*x = Module{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2467,7 @@ func (x *Module) String() string {
 func (*Module) ProtoMessage() {}
 
 func (x *Module) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[30]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2480,7 @@ func (x *Module) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Module.ProtoReflect.Descriptor instead.
 func (*Module) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{30}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Module) GetName() string {
@@ -2429,7 +2513,7 @@ type ModulesResponse struct {
 
 func (x *ModulesResponse) Reset() {
 	*x = ModulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2525,7 @@ func (x *ModulesResponse) String() string {
 func (*ModulesResponse) ProtoMessage() {}
 
 func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[31]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2538,7 @@ func (x *ModulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModulesResponse.ProtoReflect.Descriptor instead.
 func (*ModulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{31}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ModulesResponse) GetModules() []*Module {
@@ -2484,7 +2568,7 @@ type Socket struct {
 
 func (x *Socket) Reset() {
 	*x = Socket{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2580,7 @@ func (x *Socket) String() string {
 func (*Socket) ProtoMessage() {}
 
 func (x *Socket) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[32]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2593,7 @@ func (x *Socket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Socket.ProtoReflect.Descriptor instead.
 func (*Socket) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{32}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Socket) GetProtocol() string {
@@ -2605,7 +2689,7 @@ type SocketsResponse struct {
 
 func (x *SocketsResponse) Reset() {
 	*x = SocketsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2701,7 @@ func (x *SocketsResponse) String() string {
 func (*SocketsResponse) ProtoMessage() {}
 
 func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[33]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +2714,7 @@ func (x *SocketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketsResponse.ProtoReflect.Descriptor instead.
 func (*SocketsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{33}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SocketsResponse) GetSockets() []*Socket {
@@ -2659,7 +2743,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2755,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[34]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2768,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{34}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *File) GetPid() int64 {
@@ -2773,7 +2857,7 @@ type FilesResponse struct {
 
 func (x *FilesResponse) Reset() {
 	*x = FilesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2869,7 @@ func (x *FilesResponse) String() string {
 func (*FilesResponse) ProtoMessage() {}
 
 func (x *FilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[35]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2882,7 @@ func (x *FilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesResponse.ProtoReflect.Descriptor instead.
 func (*FilesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{35}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FilesResponse) GetFiles() []*File {
@@ -2825,7 +2909,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2921,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[36]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2934,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{36}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Region) GetStart() uint64 {
@@ -2925,7 +3009,7 @@ type MapsResponse struct {
 
 func (x *MapsResponse) Reset() {
 	*x = MapsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3021,7 @@ func (x *MapsResponse) String() string {
 func (*MapsResponse) ProtoMessage() {}
 
 func (x *MapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[37]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +3034,7 @@ func (x *MapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapsResponse.ProtoReflect.Descriptor instead.
 func (*MapsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{37}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MapsResponse) GetRegions() []*Region {
@@ -2982,7 +3066,7 @@ type KernelResponse struct {
 
 func (x *KernelResponse) Reset() {
 	*x = KernelResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3078,7 @@ func (x *KernelResponse) String() string {
 func (*KernelResponse) ProtoMessage() {}
 
 func (x *KernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[38]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3091,7 @@ func (x *KernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelResponse.ProtoReflect.Descriptor instead.
 func (*KernelResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{38}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KernelResponse) GetBanner() string {
@@ -3120,7 +3204,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3216,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[39]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3229,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{39}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3194,7 +3278,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3290,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[40]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3303,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{40}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Finding) GetKind() string {
@@ -3304,7 +3388,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3316,7 +3400,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[41]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3413,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{41}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Evidence) GetAddress() uint64 {
@@ -3373,7 +3457,7 @@ type CheckedView struct {
 
 func (x *CheckedView) Reset() {
 	*x = CheckedView{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3385,7 +3469,7 @@ func (x *CheckedView) String() string {
 func (*CheckedView) ProtoMessage() {}
 
 func (x *CheckedView) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[42]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3398,7 +3482,7 @@ func (x *CheckedView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckedView.ProtoReflect.Descriptor instead.
 func (*CheckedView) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{42}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CheckedView) GetCheck() string {
@@ -3449,7 +3533,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +3545,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[43]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +3558,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{43}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BuildRequest) GetRecipe() string {
@@ -3525,7 +3609,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3537,7 +3621,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[44]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3550,7 +3634,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{44}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportRequest) GetFile() string {
@@ -3600,7 +3684,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3612,7 +3696,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[45]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3625,7 +3709,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{45}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Progress) GetStep() string {
@@ -3671,7 +3755,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3767,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[46]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3780,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{46}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Image) GetName() string {
@@ -3757,7 +3841,7 @@ type ImageRequest struct {
 
 func (x *ImageRequest) Reset() {
 	*x = ImageRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3769,7 +3853,7 @@ func (x *ImageRequest) String() string {
 func (*ImageRequest) ProtoMessage() {}
 
 func (x *ImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[47]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3782,7 +3866,7 @@ func (x *ImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRequest.ProtoReflect.Descriptor instead.
 func (*ImageRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{47}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ImageRequest) GetName() string {
@@ -3800,7 +3884,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3812,7 +3896,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[48]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3825,7 +3909,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{48}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
 }
 
 type ListImagesResponse struct {
@@ -3837,7 +3921,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +3933,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[49]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +3946,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{49}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3881,7 +3965,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +3977,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[50]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +3990,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{50}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *VerifyImageResponse) GetId() string {
@@ -3928,7 +4012,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +4024,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[51]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4037,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{51}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListEventsRequest) GetMachine() string {
@@ -3997,7 +4081,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4009,7 +4093,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[52]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4022,7 +4106,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{52}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Event) GetId() string {
@@ -4068,7 +4152,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4080,7 +4164,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[53]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4093,7 +4177,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{53}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
 }
 
 type ReloadRequest struct {
@@ -4104,7 +4188,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4116,7 +4200,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[54]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4129,7 +4213,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{54}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
 }
 
 type ListRulesResponse struct {
@@ -4141,7 +4225,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4153,7 +4237,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[55]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +4250,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{55}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -4189,7 +4273,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4201,7 +4285,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[56]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4214,7 +4298,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{56}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Rule) GetId() string {
@@ -4260,7 +4344,7 @@ type HeadRequest struct {
 
 func (x *HeadRequest) Reset() {
 	*x = HeadRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4272,7 +4356,7 @@ func (x *HeadRequest) String() string {
 func (*HeadRequest) ProtoMessage() {}
 
 func (x *HeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[57]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4285,7 +4369,7 @@ func (x *HeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRequest.ProtoReflect.Descriptor instead.
 func (*HeadRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{57}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
 }
 
 type HeadResponse struct {
@@ -4300,7 +4384,7 @@ type HeadResponse struct {
 
 func (x *HeadResponse) Reset() {
 	*x = HeadResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4312,7 +4396,7 @@ func (x *HeadResponse) String() string {
 func (*HeadResponse) ProtoMessage() {}
 
 func (x *HeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[58]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4325,7 +4409,7 @@ func (x *HeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadResponse.ProtoReflect.Descriptor instead.
 func (*HeadResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{58}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *HeadResponse) GetSize() uint64 {
@@ -4364,7 +4448,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4376,7 +4460,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[59]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4389,7 +4473,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{59}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
 }
 
 type InfoResponse struct {
@@ -4405,7 +4489,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4417,7 +4501,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[60]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4430,7 +4514,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{60}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -4480,7 +4564,7 @@ type TakeCheckpointRequest struct {
 
 func (x *TakeCheckpointRequest) Reset() {
 	*x = TakeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4492,7 +4576,7 @@ func (x *TakeCheckpointRequest) String() string {
 func (*TakeCheckpointRequest) ProtoMessage() {}
 
 func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[61]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4505,7 +4589,7 @@ func (x *TakeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*TakeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{61}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *TakeCheckpointRequest) GetName() string {
@@ -4545,7 +4629,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +4641,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[62]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +4654,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{62}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -4589,7 +4673,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4601,7 +4685,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4614,7 +4698,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListCheckpointsRequest) GetName() string {
@@ -4633,7 +4717,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4645,7 +4729,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4658,7 +4742,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4679,7 +4763,7 @@ type ChangeCheckpointRequest struct {
 
 func (x *ChangeCheckpointRequest) Reset() {
 	*x = ChangeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4691,7 +4775,7 @@ func (x *ChangeCheckpointRequest) String() string {
 func (*ChangeCheckpointRequest) ProtoMessage() {}
 
 func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4704,7 +4788,7 @@ func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChangeCheckpointRequest) GetId() string {
@@ -4742,7 +4826,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +4838,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4767,7 +4851,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RollbackRequest) GetName() string {
@@ -4809,7 +4893,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4821,7 +4905,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4834,7 +4918,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RollbackResponse) GetMachine() *Machine {
@@ -4869,7 +4953,7 @@ type ReopensResponse struct {
 
 func (x *ReopensResponse) Reset() {
 	*x = ReopensResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +4965,7 @@ func (x *ReopensResponse) String() string {
 func (*ReopensResponse) ProtoMessage() {}
 
 func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +4978,7 @@ func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopensResponse.ProtoReflect.Descriptor instead.
 func (*ReopensResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReopensResponse) GetCheckpoint() string {
@@ -4931,7 +5015,7 @@ type Reopened struct {
 
 func (x *Reopened) Reset() {
 	*x = Reopened{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4943,7 +5027,7 @@ func (x *Reopened) String() string {
 func (*Reopened) ProtoMessage() {}
 
 func (x *Reopened) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4956,7 +5040,7 @@ func (x *Reopened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reopened.ProtoReflect.Descriptor instead.
 func (*Reopened) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Reopened) GetKind() string {
@@ -5002,7 +5086,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5014,7 +5098,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5027,7 +5111,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CloneRequest) GetName() string {
@@ -5109,7 +5193,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5121,7 +5205,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5134,7 +5218,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -5297,7 +5381,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\n" +
 	"\x14vigia/v1/vigia.proto\x12\bvigia.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n" +
 	"\x0eMachineRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xb2\x03\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xd3\x03\n" +
 	"\n" +
 	"RunRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
@@ -5314,10 +5398,12 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06labels\x18\v \x03(\v2 .vigia.v1.RunRequest.LabelsEntryR\x06labels\x12\x1c\n" +
 	"\tadditions\x18\f \x03(\tR\tadditions\x12\x14\n" +
 	"\x05probe\x18\x14 \x01(\tR\x05probe\x12\x16\n" +
-	"\x06record\x18\x15 \x01(\bR\x06record\x1a9\n" +
+	"\x06record\x18\x15 \x01(\bR\x06record\x12\x1f\n" +
+	"\vkeep_inputs\x18\x16 \x01(\tR\n" +
+	"keepInputs\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf0\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\t\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -5354,7 +5440,8 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06origin\x18\x1e \x01(\tR\x06origin\x12\x1c\n" +
 	"\trecording\x18) \x01(\tR\trecording\x12(\n" +
 	"\x06replay\x18* \x01(\v2\x10.vigia.v1.ReplayR\x06replay\x12\"\n" +
-	"\finstructions\x18+ \x01(\x03R\finstructions\x12\x14\n" +
+	"\finstructions\x18+ \x01(\x03R\finstructions\x12\x16\n" +
+	"\x06inputs\x18, \x01(\tR\x06inputs\x12\x14\n" +
 	"\x05probe\x18( \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5401,7 +5488,14 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x05event\x18\x04 \x01(\tR\x05event\x12\x14\n" +
 	"\x05exact\x18\x05 \x01(\bR\x05exact\x126\n" +
 	"\brecorded\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\brecorded\x12\x10\n" +
-	"\x03gdb\x18\a \x01(\tR\x03gdb\"`\n" +
+	"\x03gdb\x18\a \x01(\tR\x03gdb\"\x82\x01\n" +
+	"\x0eReenactRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x12\x19\n" +
+	"\bnew_name\x18\x03 \x01(\tR\anewName\x12!\n" +
+	"\fwait_seconds\x18\x04 \x01(\x01R\vwaitSeconds\"`\n" +
 	"\vStopRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12'\n" +
@@ -5767,14 +5861,15 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06Replay\x12\x17.vigia.v1.ReplayRequest\x1a\x11.vigia.v1.Machine\x120\n" +
 	"\x04Seek\x12\x15.vigia.v1.SeekRequest\x1a\x11.vigia.v1.Machine\x126\n" +
 	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x01\x122\n" +
-	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\xd5\x03\n" +
+	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8d\x04\n" +
 	"\vCheckpoints\x12=\n" +
 	"\x04Take\x12\x1f.vigia.v1.TakeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12K\n" +
 	"\x04List\x12 .vigia.v1.ListCheckpointsRequest\x1a!.vigia.v1.ListCheckpointsResponse\x12A\n" +
 	"\x06Change\x12!.vigia.v1.ChangeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12?\n" +
 	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x12A\n" +
 	"\bRollback\x12\x19.vigia.v1.RollbackRequest\x1a\x1a.vigia.v1.RollbackResponse\x12?\n" +
-	"\aReopens\x12\x19.vigia.v1.RollbackRequest\x1a\x19.vigia.v1.ReopensResponse\x122\n" +
+	"\aReopens\x12\x19.vigia.v1.RollbackRequest\x1a\x19.vigia.v1.ReopensResponse\x126\n" +
+	"\aReenact\x12\x18.vigia.v1.ReenactRequest\x1a\x11.vigia.v1.Machine\x122\n" +
 	"\x05Clone\x12\x16.vigia.v1.CloneRequest\x1a\x11.vigia.v1.Machine2\xbb\x03\n" +
 	"\x05Views\x12B\n" +
 	"\tProcesses\x12\x18.vigia.v1.MachineRequest\x1a\x1b.vigia.v1.ProcessesResponse\x12>\n" +
@@ -5812,7 +5907,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
@@ -5825,201 +5920,204 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*ReplayRequest)(nil),           // 8: vigia.v1.ReplayRequest
 	(*SeekRequest)(nil),             // 9: vigia.v1.SeekRequest
 	(*Replay)(nil),                  // 10: vigia.v1.Replay
-	(*StopRequest)(nil),             // 11: vigia.v1.StopRequest
-	(*RemoveRequest)(nil),           // 12: vigia.v1.RemoveRequest
-	(*RemoveResponse)(nil),          // 13: vigia.v1.RemoveResponse
-	(*SetRulesRequest)(nil),         // 14: vigia.v1.SetRulesRequest
-	(*ConsoleInput)(nil),            // 15: vigia.v1.ConsoleInput
-	(*ConsoleOutput)(nil),           // 16: vigia.v1.ConsoleOutput
-	(*ExecRequest)(nil),             // 17: vigia.v1.ExecRequest
-	(*ExecOutput)(nil),              // 18: vigia.v1.ExecOutput
-	(*CopyInRequest)(nil),           // 19: vigia.v1.CopyInRequest
-	(*CopyInResponse)(nil),          // 20: vigia.v1.CopyInResponse
-	(*CopyOutRequest)(nil),          // 21: vigia.v1.CopyOutRequest
-	(*Chunk)(nil),                   // 22: vigia.v1.Chunk
-	(*TraceRequest)(nil),            // 23: vigia.v1.TraceRequest
-	(*CaptureRequest)(nil),          // 24: vigia.v1.CaptureRequest
-	(*Process)(nil),                 // 25: vigia.v1.Process
-	(*Capabilities)(nil),            // 26: vigia.v1.Capabilities
-	(*Namespaces)(nil),              // 27: vigia.v1.Namespaces
-	(*ProcessRequest)(nil),          // 28: vigia.v1.ProcessRequest
-	(*ProcessesResponse)(nil),       // 29: vigia.v1.ProcessesResponse
-	(*Module)(nil),                  // 30: vigia.v1.Module
-	(*ModulesResponse)(nil),         // 31: vigia.v1.ModulesResponse
-	(*Socket)(nil),                  // 32: vigia.v1.Socket
-	(*SocketsResponse)(nil),         // 33: vigia.v1.SocketsResponse
-	(*File)(nil),                    // 34: vigia.v1.File
-	(*FilesResponse)(nil),           // 35: vigia.v1.FilesResponse
-	(*Region)(nil),                  // 36: vigia.v1.Region
-	(*MapsResponse)(nil),            // 37: vigia.v1.MapsResponse
-	(*KernelResponse)(nil),          // 38: vigia.v1.KernelResponse
-	(*CheckResponse)(nil),           // 39: vigia.v1.CheckResponse
-	(*Finding)(nil),                 // 40: vigia.v1.Finding
-	(*Evidence)(nil),                // 41: vigia.v1.Evidence
-	(*CheckedView)(nil),             // 42: vigia.v1.CheckedView
-	(*BuildRequest)(nil),            // 43: vigia.v1.BuildRequest
-	(*ImportRequest)(nil),           // 44: vigia.v1.ImportRequest
-	(*Progress)(nil),                // 45: vigia.v1.Progress
-	(*Image)(nil),                   // 46: vigia.v1.Image
-	(*ImageRequest)(nil),            // 47: vigia.v1.ImageRequest
-	(*ListImagesRequest)(nil),       // 48: vigia.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 49: vigia.v1.ListImagesResponse
-	(*VerifyImageResponse)(nil),     // 50: vigia.v1.VerifyImageResponse
-	(*ListEventsRequest)(nil),       // 51: vigia.v1.ListEventsRequest
-	(*Event)(nil),                   // 52: vigia.v1.Event
-	(*ListRulesRequest)(nil),        // 53: vigia.v1.ListRulesRequest
-	(*ReloadRequest)(nil),           // 54: vigia.v1.ReloadRequest
-	(*ListRulesResponse)(nil),       // 55: vigia.v1.ListRulesResponse
-	(*Rule)(nil),                    // 56: vigia.v1.Rule
-	(*HeadRequest)(nil),             // 57: vigia.v1.HeadRequest
-	(*HeadResponse)(nil),            // 58: vigia.v1.HeadResponse
-	(*InfoRequest)(nil),             // 59: vigia.v1.InfoRequest
-	(*InfoResponse)(nil),            // 60: vigia.v1.InfoResponse
-	(*TakeCheckpointRequest)(nil),   // 61: vigia.v1.TakeCheckpointRequest
-	(*CheckpointRequest)(nil),       // 62: vigia.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 63: vigia.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil), // 64: vigia.v1.ListCheckpointsResponse
-	(*ChangeCheckpointRequest)(nil), // 65: vigia.v1.ChangeCheckpointRequest
-	(*RollbackRequest)(nil),         // 66: vigia.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 67: vigia.v1.RollbackResponse
-	(*ReopensResponse)(nil),         // 68: vigia.v1.ReopensResponse
-	(*Reopened)(nil),                // 69: vigia.v1.Reopened
-	(*CloneRequest)(nil),            // 70: vigia.v1.CloneRequest
-	(*Checkpoint)(nil),              // 71: vigia.v1.Checkpoint
-	nil,                             // 72: vigia.v1.RunRequest.LabelsEntry
-	nil,                             // 73: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 74: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 75: google.protobuf.Struct
+	(*ReenactRequest)(nil),          // 11: vigia.v1.ReenactRequest
+	(*StopRequest)(nil),             // 12: vigia.v1.StopRequest
+	(*RemoveRequest)(nil),           // 13: vigia.v1.RemoveRequest
+	(*RemoveResponse)(nil),          // 14: vigia.v1.RemoveResponse
+	(*SetRulesRequest)(nil),         // 15: vigia.v1.SetRulesRequest
+	(*ConsoleInput)(nil),            // 16: vigia.v1.ConsoleInput
+	(*ConsoleOutput)(nil),           // 17: vigia.v1.ConsoleOutput
+	(*ExecRequest)(nil),             // 18: vigia.v1.ExecRequest
+	(*ExecOutput)(nil),              // 19: vigia.v1.ExecOutput
+	(*CopyInRequest)(nil),           // 20: vigia.v1.CopyInRequest
+	(*CopyInResponse)(nil),          // 21: vigia.v1.CopyInResponse
+	(*CopyOutRequest)(nil),          // 22: vigia.v1.CopyOutRequest
+	(*Chunk)(nil),                   // 23: vigia.v1.Chunk
+	(*TraceRequest)(nil),            // 24: vigia.v1.TraceRequest
+	(*CaptureRequest)(nil),          // 25: vigia.v1.CaptureRequest
+	(*Process)(nil),                 // 26: vigia.v1.Process
+	(*Capabilities)(nil),            // 27: vigia.v1.Capabilities
+	(*Namespaces)(nil),              // 28: vigia.v1.Namespaces
+	(*ProcessRequest)(nil),          // 29: vigia.v1.ProcessRequest
+	(*ProcessesResponse)(nil),       // 30: vigia.v1.ProcessesResponse
+	(*Module)(nil),                  // 31: vigia.v1.Module
+	(*ModulesResponse)(nil),         // 32: vigia.v1.ModulesResponse
+	(*Socket)(nil),                  // 33: vigia.v1.Socket
+	(*SocketsResponse)(nil),         // 34: vigia.v1.SocketsResponse
+	(*File)(nil),                    // 35: vigia.v1.File
+	(*FilesResponse)(nil),           // 36: vigia.v1.FilesResponse
+	(*Region)(nil),                  // 37: vigia.v1.Region
+	(*MapsResponse)(nil),            // 38: vigia.v1.MapsResponse
+	(*KernelResponse)(nil),          // 39: vigia.v1.KernelResponse
+	(*CheckResponse)(nil),           // 40: vigia.v1.CheckResponse
+	(*Finding)(nil),                 // 41: vigia.v1.Finding
+	(*Evidence)(nil),                // 42: vigia.v1.Evidence
+	(*CheckedView)(nil),             // 43: vigia.v1.CheckedView
+	(*BuildRequest)(nil),            // 44: vigia.v1.BuildRequest
+	(*ImportRequest)(nil),           // 45: vigia.v1.ImportRequest
+	(*Progress)(nil),                // 46: vigia.v1.Progress
+	(*Image)(nil),                   // 47: vigia.v1.Image
+	(*ImageRequest)(nil),            // 48: vigia.v1.ImageRequest
+	(*ListImagesRequest)(nil),       // 49: vigia.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 50: vigia.v1.ListImagesResponse
+	(*VerifyImageResponse)(nil),     // 51: vigia.v1.VerifyImageResponse
+	(*ListEventsRequest)(nil),       // 52: vigia.v1.ListEventsRequest
+	(*Event)(nil),                   // 53: vigia.v1.Event
+	(*ListRulesRequest)(nil),        // 54: vigia.v1.ListRulesRequest
+	(*ReloadRequest)(nil),           // 55: vigia.v1.ReloadRequest
+	(*ListRulesResponse)(nil),       // 56: vigia.v1.ListRulesResponse
+	(*Rule)(nil),                    // 57: vigia.v1.Rule
+	(*HeadRequest)(nil),             // 58: vigia.v1.HeadRequest
+	(*HeadResponse)(nil),            // 59: vigia.v1.HeadResponse
+	(*InfoRequest)(nil),             // 60: vigia.v1.InfoRequest
+	(*InfoResponse)(nil),            // 61: vigia.v1.InfoResponse
+	(*TakeCheckpointRequest)(nil),   // 62: vigia.v1.TakeCheckpointRequest
+	(*CheckpointRequest)(nil),       // 63: vigia.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 64: vigia.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil), // 65: vigia.v1.ListCheckpointsResponse
+	(*ChangeCheckpointRequest)(nil), // 66: vigia.v1.ChangeCheckpointRequest
+	(*RollbackRequest)(nil),         // 67: vigia.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 68: vigia.v1.RollbackResponse
+	(*ReopensResponse)(nil),         // 69: vigia.v1.ReopensResponse
+	(*Reopened)(nil),                // 70: vigia.v1.Reopened
+	(*CloneRequest)(nil),            // 71: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 72: vigia.v1.Checkpoint
+	nil,                             // 73: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 74: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 75: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 76: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	72, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	73, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	74, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	74, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	74, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	73, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	75, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	75, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	75, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	74, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
 	10, // 8: vigia.v1.Machine.replay:type_name -> vigia.v1.Replay
-	74, // 9: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	75, // 9: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 10: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	74, // 11: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
-	74, // 12: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
-	26, // 13: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
-	27, // 14: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
-	25, // 15: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
-	30, // 16: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	32, // 17: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
-	34, // 18: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
-	36, // 19: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	74, // 20: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
-	40, // 21: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
-	42, // 22: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
-	41, // 23: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
-	46, // 24: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	74, // 25: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	46, // 26: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	74, // 27: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	74, // 28: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	75, // 29: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	56, // 30: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	74, // 31: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	74, // 32: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	71, // 33: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	75, // 11: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
+	75, // 12: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	27, // 13: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
+	28, // 14: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
+	26, // 15: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
+	31, // 16: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
+	33, // 17: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
+	35, // 18: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
+	37, // 19: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
+	75, // 20: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	41, // 21: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
+	43, // 22: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
+	42, // 23: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
+	47, // 24: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	75, // 25: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	47, // 26: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	75, // 27: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	75, // 28: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	76, // 29: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	57, // 30: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	75, // 31: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	75, // 32: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	72, // 33: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
 	2,  // 34: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
-	69, // 35: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
-	69, // 36: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
-	74, // 37: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	70, // 35: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
+	70, // 36: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
+	75, // 37: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
 	1,  // 38: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
 	6,  // 39: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
 	0,  // 40: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
 	0,  // 41: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	11, // 42: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	12, // 42: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
 	0,  // 43: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
 	0,  // 44: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	12, // 45: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	13, // 45: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
 	0,  // 46: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
 	0,  // 47: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	14, // 48: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	15, // 49: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	15, // 48: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	16, // 49: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
 	0,  // 50: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	17, // 51: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	19, // 52: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	21, // 53: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	18, // 51: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	20, // 52: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	22, // 53: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
 	8,  // 54: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
 	9,  // 55: vigia.v1.Machines.Seek:input_type -> vigia.v1.SeekRequest
-	24, // 56: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	23, // 57: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
-	61, // 58: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
-	63, // 59: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
-	65, // 60: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
-	62, // 61: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
-	66, // 62: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
-	66, // 63: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
-	70, // 64: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
-	0,  // 65: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 66: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 67: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 68: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	28, // 69: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	28, // 70: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 71: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	43, // 72: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	44, // 73: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	48, // 74: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	47, // 75: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	47, // 76: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	51, // 77: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	53, // 78: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	54, // 79: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	57, // 80: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	59, // 81: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 82: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 83: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 84: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 85: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 86: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 87: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 88: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	13, // 89: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 90: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 91: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 92: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	16, // 93: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	16, // 94: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	18, // 95: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	20, // 96: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	22, // 97: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	2,  // 98: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
-	2,  // 99: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
-	22, // 100: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	22, // 101: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
-	71, // 102: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
-	64, // 103: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
-	71, // 104: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
-	13, // 105: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
-	67, // 106: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
-	68, // 107: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
-	2,  // 108: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
-	29, // 109: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	31, // 110: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	39, // 111: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	33, // 112: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	35, // 113: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	37, // 114: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	38, // 115: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	45, // 116: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	45, // 117: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	49, // 118: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	13, // 119: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	50, // 120: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	52, // 121: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	55, // 122: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	55, // 123: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	58, // 124: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	60, // 125: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	82, // [82:126] is the sub-list for method output_type
-	38, // [38:82] is the sub-list for method input_type
+	25, // 56: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	24, // 57: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
+	62, // 58: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	64, // 59: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	66, // 60: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	63, // 61: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	67, // 62: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	67, // 63: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
+	11, // 64: vigia.v1.Checkpoints.Reenact:input_type -> vigia.v1.ReenactRequest
+	71, // 65: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 66: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 67: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 68: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 69: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	29, // 70: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	29, // 71: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 72: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	44, // 73: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	45, // 74: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	49, // 75: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	48, // 76: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	48, // 77: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	52, // 78: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	54, // 79: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	55, // 80: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	58, // 81: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	60, // 82: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 83: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 84: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 85: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 86: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 87: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 88: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 89: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	14, // 90: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 91: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 92: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 93: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	17, // 94: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	17, // 95: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	19, // 96: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	21, // 97: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	23, // 98: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	2,  // 99: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
+	2,  // 100: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
+	23, // 101: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	23, // 102: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
+	72, // 103: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	65, // 104: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	72, // 105: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	14, // 106: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	68, // 107: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
+	69, // 108: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
+	2,  // 109: vigia.v1.Checkpoints.Reenact:output_type -> vigia.v1.Machine
+	2,  // 110: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	30, // 111: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	32, // 112: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	40, // 113: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	34, // 114: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	36, // 115: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	38, // 116: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	39, // 117: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	46, // 118: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	46, // 119: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	50, // 120: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	14, // 121: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	51, // 122: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	53, // 123: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	56, // 124: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	56, // 125: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	59, // 126: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	61, // 127: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	83, // [83:128] is the sub-list for method output_type
+	38, // [38:83] is the sub-list for method input_type
 	38, // [38:38] is the sub-list for extension type_name
 	38, // [38:38] is the sub-list for extension extendee
 	0,  // [0:38] is the sub-list for field type_name
@@ -6030,14 +6128,14 @@ func file_vigia_v1_vigia_proto_init() {
 	if File_vigia_v1_vigia_proto != nil {
 		return
 	}
-	file_vigia_v1_vigia_proto_msgTypes[65].OneofWrappers = []any{}
+	file_vigia_v1_vigia_proto_msgTypes[66].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

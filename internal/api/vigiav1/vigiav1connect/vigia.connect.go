@@ -104,6 +104,8 @@ const (
 	CheckpointsRollbackProcedure = "/vigia.v1.Checkpoints/Rollback"
 	// CheckpointsReopensProcedure is the fully-qualified name of the Checkpoints's Reopens RPC.
 	CheckpointsReopensProcedure = "/vigia.v1.Checkpoints/Reopens"
+	// CheckpointsReenactProcedure is the fully-qualified name of the Checkpoints's Reenact RPC.
+	CheckpointsReenactProcedure = "/vigia.v1.Checkpoints/Reenact"
 	// CheckpointsCloneProcedure is the fully-qualified name of the Checkpoints's Clone RPC.
 	CheckpointsCloneProcedure = "/vigia.v1.Checkpoints/Clone"
 	// ViewsProcessesProcedure is the fully-qualified name of the Views's Processes RPC.
@@ -735,6 +737,9 @@ type CheckpointsClient interface {
 	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error)
 	// Reopens tells what a rollback would bring back that was mended since, and does not do it.
 	Reopens(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error)
+	// Reenact makes a clone, cut off the network, and gives it again what had entered the machine since the checkpoint. Events of the clone tell
+	// what it does; replay.given is the last one of it.
+	Reenact(context.Context, *connect.Request[vigiav1.ReenactRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Clone makes a new machine that goes on from a checkpoint, cut off the network unless asked otherwise.
 	Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error)
 }
@@ -786,6 +791,12 @@ func NewCheckpointsClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(checkpointsMethods.ByName("Reopens")),
 			connect.WithClientOptions(opts...),
 		),
+		reenact: connect.NewClient[vigiav1.ReenactRequest, vigiav1.Machine](
+			httpClient,
+			baseURL+CheckpointsReenactProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Reenact")),
+			connect.WithClientOptions(opts...),
+		),
 		clone: connect.NewClient[vigiav1.CloneRequest, vigiav1.Machine](
 			httpClient,
 			baseURL+CheckpointsCloneProcedure,
@@ -803,6 +814,7 @@ type checkpointsClient struct {
 	remove   *connect.Client[vigiav1.CheckpointRequest, vigiav1.RemoveResponse]
 	rollback *connect.Client[vigiav1.RollbackRequest, vigiav1.RollbackResponse]
 	reopens  *connect.Client[vigiav1.RollbackRequest, vigiav1.ReopensResponse]
+	reenact  *connect.Client[vigiav1.ReenactRequest, vigiav1.Machine]
 	clone    *connect.Client[vigiav1.CloneRequest, vigiav1.Machine]
 }
 
@@ -836,6 +848,11 @@ func (c *checkpointsClient) Reopens(ctx context.Context, req *connect.Request[vi
 	return c.reopens.CallUnary(ctx, req)
 }
 
+// Reenact calls vigia.v1.Checkpoints.Reenact.
+func (c *checkpointsClient) Reenact(ctx context.Context, req *connect.Request[vigiav1.ReenactRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return c.reenact.CallUnary(ctx, req)
+}
+
 // Clone calls vigia.v1.Checkpoints.Clone.
 func (c *checkpointsClient) Clone(ctx context.Context, req *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error) {
 	return c.clone.CallUnary(ctx, req)
@@ -854,6 +871,9 @@ type CheckpointsHandler interface {
 	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error)
 	// Reopens tells what a rollback would bring back that was mended since, and does not do it.
 	Reopens(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error)
+	// Reenact makes a clone, cut off the network, and gives it again what had entered the machine since the checkpoint. Events of the clone tell
+	// what it does; replay.given is the last one of it.
+	Reenact(context.Context, *connect.Request[vigiav1.ReenactRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Clone makes a new machine that goes on from a checkpoint, cut off the network unless asked otherwise.
 	Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error)
 }
@@ -901,6 +921,12 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 		connect.WithSchema(checkpointsMethods.ByName("Reopens")),
 		connect.WithHandlerOptions(opts...),
 	)
+	checkpointsReenactHandler := connect.NewUnaryHandler(
+		CheckpointsReenactProcedure,
+		svc.Reenact,
+		connect.WithSchema(checkpointsMethods.ByName("Reenact")),
+		connect.WithHandlerOptions(opts...),
+	)
 	checkpointsCloneHandler := connect.NewUnaryHandler(
 		CheckpointsCloneProcedure,
 		svc.Clone,
@@ -921,6 +947,8 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 			checkpointsRollbackHandler.ServeHTTP(w, r)
 		case CheckpointsReopensProcedure:
 			checkpointsReopensHandler.ServeHTTP(w, r)
+		case CheckpointsReenactProcedure:
+			checkpointsReenactHandler.ServeHTTP(w, r)
 		case CheckpointsCloneProcedure:
 			checkpointsCloneHandler.ServeHTTP(w, r)
 		default:
@@ -954,6 +982,10 @@ func (UnimplementedCheckpointsHandler) Rollback(context.Context, *connect.Reques
 
 func (UnimplementedCheckpointsHandler) Reopens(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.ReopensResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Reopens is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Reenact(context.Context, *connect.Request[vigiav1.ReenactRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Reenact is not implemented"))
 }
 
 func (UnimplementedCheckpointsHandler) Clone(context.Context, *connect.Request[vigiav1.CloneRequest]) (*connect.Response[vigiav1.Machine], error) {
