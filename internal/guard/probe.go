@@ -52,6 +52,9 @@ func (g *Guard) newProber(cfg link.GuardConfig, page *os.File) (p *prober) {
 			p.watch(cfg.Watch)
 		}
 	}
+	if page != nil && p.watcher == nil {
+		probe.Decline(page) // QEMU's start waits for a word
+	}
 	p.sampler = probe.NewSampler(p.sampled, emit)
 	if p.watcher != nil {
 		p.sampler.Verify(p.watcher.Heard)

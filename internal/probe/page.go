@@ -101,6 +101,19 @@ func (p *page) current(cpu int, v uint64) { p.put64(atCurrent+8*cpu, v) }
 func (p *page) alive() bool { return p.u64(atAlive) == pageMagic }
 func (p *page) reads() bool { return p.u32(atReads) != 0 }
 
+// Decline tells a plugin that nobody will ask it for anything: it waits for its orders when QEMU starts.
+func Decline(f *os.File) error {
+	p, err := openPage(f)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(p.b)
+	if p.u64(atMagic) == 0 {
+		p.prepare(nil, ^uint64(0))
+	}
+	return nil
+}
+
 // pauses says that the plugin can have the machine paused where it holds a CPU.
 func (p *page) pauses() bool { return p.u32(atPauses) != 0 }
 

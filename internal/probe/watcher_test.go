@@ -437,3 +437,19 @@ func TestHalt(t *testing.T) {
 		t.Error("nobody is told that it was too late")
 	}
 }
+
+// TestDecline: a plugin waits for its orders while it starts; a guard that has none says so, and takes nothing back that was ordered.
+func TestDecline(t *testing.T) {
+	f := newPage(t, PageSize, unix.F_SEAL_SHRINK)
+	if err := Decline(f); err != nil {
+		t.Fatal(err)
+	}
+	p, err := openPage(f)
+	if err != nil || p.u64(atMagic) != pageMagic || p.u32(atPoints) != 0 {
+		t.Errorf("magic %#x, %d points, %v", p.u64(atMagic), p.u32(atPoints), err)
+	}
+	ordered := newProbed(t)
+	if err := Decline(ordered.file); err != nil || ordered.page.u32(atPoints) == 0 {
+		t.Errorf("orders are gone, %v", err)
+	}
+}

@@ -75,6 +75,7 @@ enum {
 	NAMES = 128,
 	NAME_MAX_LEN = 60,
 	DEPTH = 24,
+	COME_UP_MS = 20000, /* that the guard may take to write its orders */
 };
 
 #define MAGIC 0x32626f7270676976ull /* "vigprob2" */
@@ -100,7 +101,7 @@ enum { END, COPY, LOAD, CLIMB, TEXT };
 enum { ALWAYS, OPENING };
 
 struct orders {
-	uint64_t magic;
+	_Atomic uint64_t magic;      /* written last: QEMU and the guard come up at the same time */
 	uint32_t points;             /* how many of point[] are used: fixed before QEMU starts */
 	_Atomic uint32_t reader;     /* number of the guard that reads; 0: none */
 	_Atomic uint64_t enabled;    /* by point */
@@ -521,7 +522,9 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int a
 	orders = &s->orders;
 	tidings = &s->tidings;
 	ring = s->ring;
-	if (orders->magic != MAGIC || orders->points > POINTS)
+	for (int ms = 0; ms < COME_UP_MS && atomic_load(&orders->magic) == 0; ms++)
+		nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
+	if (atomic_load(&orders->magic) != MAGIC || orders->points > POINTS)
 		return -1;
 	points = orders->points;
 	for (uint32_t i = 0; i < points; i++) {
