@@ -201,7 +201,7 @@ func saysOf(worker string, kind event.Kind) bool {
 	case kind == event.EventsLost:
 		return true
 	case worker == "gate":
-		return area == "net"
+		return area == "net" || kind == event.InputGiven // of a clone that is given its past
 	}
 	switch area {
 	case "machine":
