@@ -53,7 +53,7 @@ func (g *Guard) newProber(cfg link.GuardConfig, page *os.File) (p *prober) {
 		}
 	}
 	if page != nil && p.watcher == nil {
-		probe.Decline(page) // QEMU's start waits for a word
+		_ = probe.Decline(page) // no later guard gets orders taken half-way
 	}
 	p.sampler = probe.NewSampler(p.sampled, emit)
 	if p.watcher != nil {

@@ -101,7 +101,8 @@ func (p *page) current(cpu int, v uint64) { p.put64(atCurrent+8*cpu, v) }
 func (p *page) alive() bool { return p.u64(atAlive) == pageMagic }
 func (p *page) reads() bool { return p.u32(atReads) != 0 }
 
-// Decline tells a plugin that nobody will ask it for anything: it waits for its orders when QEMU starts.
+// Decline tells a plugin that nobody will ask it for anything: orders that came when the guest runs would be taken for what is translated from
+// then on only.
 func Decline(f *os.File) error {
 	p, err := openPage(f)
 	if err != nil {
@@ -117,7 +118,7 @@ func Decline(f *os.File) error {
 // pauses says that the plugin can have the machine paused where it holds a CPU.
 func (p *page) pauses() bool { return p.u32(atPauses) != 0 }
 
-// prepare writes the addresses that the plugin looks for; it takes them once, when QEMU starts.
+// prepare writes the addresses that the plugin looks for; it takes them once, before the guest's first instruction.
 func (p *page) prepare(points []uint64, start uint64) {
 	for i, link := range points {
 		p.put64(atPoint+8*i, link)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -76,17 +77,23 @@ func (e *emulated) put(va, v uint64) {
 
 func (e *emulated) run(t *testing.T, program, times string) string {
 	t.Helper()
+	var said strings.Builder
+	cmd := exec.Command(program, times)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := e.try(t, cmd); err != nil {
+		t.Fatalf("%v: %s", err, &said)
+	}
+	return said.String()
+}
+
+func (e *emulated) try(t *testing.T, cmd *exec.Cmd) error {
+	t.Helper()
 	ram := newPage(t, int64(len(e.ram)), 0)
 	if _, err := ram.WriteAt(e.ram, 0); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, times)
 	cmd.ExtraFiles = []*os.File{e.file, ram}
-	said, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, said)
-	}
-	return string(said)
+	return cmd.Run()
 }
 
 // TestPluginCopies runs the plugin's own code: it copies what the recipe says, follows names and texts, and stops where the ring is full.
@@ -119,7 +126,15 @@ func TestPluginCopies(t *testing.T) {
 	}
 	copy(e.ram[emulatedHalf+4090:], "an argument and more")
 	e.ram[name-emulatedKernel+254] = 'z'
+	e.p.put64(atMagic, 0) // the guard is not there yet
+	if cmd := exec.Command(program, "1"); e.try(t, cmd) == nil || e.p.alive() {
+		t.Error("points are taken that nobody has written")
+	}
+	e.p.put64(atMagic, pageMagic)
 	said := e.run(t, program, "3")
+	if !e.p.alive() {
+		t.Error("nobody is told that the points were taken")
+	}
 	var buf [memory.MaxCopy]byte
 	for n := range 3 {
 		c, more, err := e.p.next(buf[:])

@@ -438,7 +438,7 @@ func TestHalt(t *testing.T) {
 	}
 }
 
-// TestDecline: a plugin waits for its orders while it starts; a guard that has none says so, and takes nothing back that was ordered.
+// TestDecline: a guard that has no orders says so, and takes nothing back that was ordered.
 func TestDecline(t *testing.T) {
 	f := newPage(t, PageSize, unix.F_SEAL_SHRINK)
 	if err := Decline(f); err != nil {

@@ -75,7 +75,6 @@ enum {
 	NAMES = 128,
 	NAME_MAX_LEN = 60,
 	DEPTH = 24,
-	COME_UP_MS = 20000, /* that the guard may take to write its orders */
 };
 
 #define MAGIC 0x32626f7270676976ull /* "vigprob2" */
@@ -101,7 +100,7 @@ enum { END, COPY, LOAD, CLIMB, TEXT };
 enum { ALWAYS, OPENING };
 
 struct orders {
-	_Atomic uint64_t magic;      /* written last: QEMU and the guard come up at the same time */
+	_Atomic uint64_t magic;      /* written last */
 	uint32_t points;             /* how many of point[] are used: fixed before QEMU starts */
 	_Atomic uint32_t reader;     /* number of the guard that reads; 0: none */
 	_Atomic uint64_t enabled;    /* by point */
@@ -141,7 +140,7 @@ enum { IDLE, HELD, SEEN, GONE };
 enum { AWAKE, SOUND, DOZE };
 
 struct tidings {
-	uint64_t magic;
+	_Atomic uint64_t magic;   /* the points were taken */
 	uint32_t api;
 	uint32_t reads;           /* the filter can read memory */
 	_Atomic uint64_t guess;   /* the slide by where start_kernel ran last */
@@ -486,9 +485,37 @@ static void hit(unsigned vcpu, void *data)
 	}
 }
 
+/*
+ * Takes the points, once. The guard starts beside the emulator and may write them later than this is loaded, but before the guest's first
+ * instruction is executed, and so translated.
+ */
+static bool taken(void)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static _Atomic bool done;
+	if (atomic_load(&done))
+		return true;
+	if (atomic_load(&orders->magic) != MAGIC || orders->points > POINTS)
+		return false;
+	pthread_mutex_lock(&lock);
+	if (!atomic_load(&done)) {
+		points = orders->points <= POINTS ? orders->points : 0;
+		for (uint32_t i = 0; i < points; i++) {
+			point[i] = orders->point[i];
+			low[(point[i] & 4095) / 64] |= 1ull << (point[i] & 63);
+		}
+		atomic_store(&tidings->magic, MAGIC);
+		atomic_store(&done, true);
+	}
+	pthread_mutex_unlock(&lock);
+	return true;
+}
+
 static void translated(plugin_id id, struct qemu_plugin_tb *tb)
 {
 	(void)id;
+	if (!taken())
+		return;
 	size_t n = qemu_plugin_tb_n_insns(tb);
 	for (size_t k = 0; k < n; k++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, k);
@@ -522,20 +549,10 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int a
 	orders = &s->orders;
 	tidings = &s->tidings;
 	ring = s->ring;
-	for (int ms = 0; ms < COME_UP_MS && atomic_load(&orders->magic) == 0; ms++)
-		nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
-	if (atomic_load(&orders->magic) != MAGIC || orders->points > POINTS)
-		return -1;
-	points = orders->points;
-	for (uint32_t i = 0; i < points; i++) {
-		point[i] = orders->point[i];
-		low[(point[i] & 4095) / 64] |= 1ull << (point[i] & 63);
-	}
 	tidings->api = PLUGIN_API;
 	tidings->reads = qemu_get_cpu && cpu_memory_rw_debug;
 	tidings->pauses = vm_stop != NULL;
 	atomic_store(&tidings->guess, SLIDE_UNKNOWN);
-	tidings->magic = MAGIC;
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
 	return 0;
 }

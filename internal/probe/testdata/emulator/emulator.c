@@ -51,7 +51,7 @@ int main(int argc, char **argv)
 	half = st.st_size / 2;
 	if (ram == MAP_FAILED || qemu_plugin_install(1, NULL, 1, args) || !translate)
 		return 2;
-	at = point[0] + ALIGN;
+	at = orders->point[0] + ALIGN;
 	translate(1, NULL);
 	if (!called)
 		return 2;
