@@ -22,6 +22,7 @@ func TestCheckpoint(t *testing.T) {
 		{"memory and disk come back", comesBack},
 		{"a clone is another machine", clonesGoOn},
 		{"a paused machine is saved and stays paused", savedPaused},
+		{"clones are made ahead, and nobody's", madeAhead},
 		{"keeper, guard and daemon are killed", survivesSaving},
 		{"what is removed harms nobody", removedCheckpoints},
 		{"damage is named", damagedCheckpoint},
@@ -118,6 +119,57 @@ func clonesGoOn(g *guest) {
 		c.hangUp()
 		g.must("rm", name, "--force")
 	}
+}
+
+// madeAhead has a daemon keep a clone ready: it is a machine like any other once it is asked for, and before that nobody's, who is
+// gone with the daemon however that ends.
+func madeAhead(g *guest) {
+	id := g.save()
+	g.hangUp()
+	g.stopDaemon()
+	g.serve("--spares", "1")
+	g.must("clone", g.name+"@"+id, "first")
+	emulators := func() (n int) {
+		for _, p := range g.state.processes() {
+			if strings.Contains(p, "-name guest=") {
+				n++
+			}
+		}
+		return n
+	}
+	g.until("a clone is ready ahead", time.Minute, func() bool { return emulators() == 3 })
+	if n := len(g.list("ls")); n != 2 {
+		g.t.Errorf("%d machines are listed, 2 were made", n)
+	}
+	time.Sleep(time.Second) // it may not be loaded yet: then this is a clone as any other
+	c := g.host.guest("second")
+	g.must("clone", g.name+"@"+id, "second", "--connect", "--purpose", "a trial")
+	c.ready()
+	c.sh("echo second > /root/disk; sync; X=second")
+	if got := c.sh("echo $X $(cat /root/disk)"); got != "second second" {
+		g.t.Errorf("it has %q", got)
+	}
+	if s := c.show("second"); s.text("state") != "running" || s.text("purpose") != "a trial" {
+		g.t.Errorf("it is %s, for %q", s.text("state"), s.text("purpose"))
+	}
+	if ps := g.vigia("ps", "second"); ps.status != 0 || !strings.Contains(ps.stdout, "sshd") {
+		g.t.Errorf("ps: %s", ps)
+	}
+	g.until("another is ready ahead", time.Minute, func() bool { return emulators() == 4 })
+	time.Sleep(time.Second)
+	c.hangUp()
+	g.killDaemon()
+	g.until("what was nobody's is gone with its daemon", 20*time.Second, func() bool { return emulators() == 3 })
+	g.serve()
+	for _, name := range []string{g.name, "first", "second"} {
+		g.untilState(name, map[bool]string{true: "quarantined", false: "running"}[name == "first"], time.Minute)
+	}
+	if got := c.sh("echo $X"); got != "second" {
+		g.t.Errorf("after the daemon's death it has %q", got)
+	}
+	c.hangUp()
+	g.must("rm", "first", "--force")
+	g.must("rm", "second", "--force")
 }
 
 func savedPaused(g *guest) {

@@ -44,7 +44,7 @@ func serve(ctx context.Context, o cli.ServeOptions) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(o.Err, &slog.HandlerOptions{Level: level}))
-	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, DayBudget: o.DayBudget,
+	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, DayBudget: o.DayBudget, Spares: o.Spares,
 		Check: link.CheckSchedule{Every: o.CheckEvery, FullEvery: o.CheckFullEvery}, Log: log, Ready: func() {
 			log.Info("vigia serves", "state", o.State, "pid", os.Getpid())
 			daemon.SdNotify(false, daemon.SdNotifyReady)

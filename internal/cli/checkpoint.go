@@ -136,6 +136,7 @@ func (a *app) checkpointsCmd() *cobra.Command {
 
 func (a *app) cloneCmd() *cobra.Command {
 	req := &vigiav1.CloneRequest{}
+	count := 0
 	c := &cobra.Command{
 		Use:   "clone NAME[@CHECKPOINT] NEW",
 		Short: "Make a machine that goes on from a checkpoint, or from now",
@@ -148,6 +149,9 @@ func (a *app) cloneCmd() *cobra.Command {
 				return usagef("%q: name a checkpoint after the @, or leave it out", args[0])
 			}
 			req.NewName = args[1]
+			if count != 0 {
+				return a.cloneMany(ctx, c, req, count)
+			}
 			res, err := c.Checkpoints.Clone(ctx, connect.NewRequest(req))
 			if err != nil {
 				return err
@@ -156,9 +160,46 @@ func (a *app) cloneCmd() *cobra.Command {
 		}),
 		ValidArgsFunction: a.machineNames,
 	}
+	c.Flags().IntVar(&count, "count", 0, "make so many of one checkpoint: NEW-1, NEW-2, …")
 	c.Flags().BoolVar(&req.Connect, "connect", false, "let it on the network at once")
 	c.Flags().StringVar(&req.Owner, "owner", "", "whose it is, as `text` (default: as the other's)")
 	c.Flags().StringVar(&req.Purpose, "purpose", "", "what it is for, as `text`")
 	c.Flags().StringVar(&req.Ttl, "ttl", "", "stop it after this `time`, as in 30m")
 	return c
+}
+
+// maxClones bounds the clones of one command.
+const maxClones = 1000
+
+// cloneMany makes clones one after another, all of the same checkpoint: where none is named, of one that is made for it.
+func (a *app) cloneMany(ctx context.Context, c *api.Client, req *vigiav1.CloneRequest, count int) error {
+	if count < 1 || count > maxClones {
+		return usagef("%d clones: use 1 to %d", count, maxClones)
+	}
+	if req.Checkpoint == "" {
+		taken, err := c.Checkpoints.Take(ctx, connect.NewRequest(&vigiav1.TakeCheckpointRequest{Name: req.Name, Label: "for the clones " + req.NewName}))
+		if err != nil {
+			return err
+		}
+		req.Checkpoint = taken.Msg.Id
+	}
+	name := req.NewName
+	var made []*vigiav1.Machine
+	for i := range count {
+		req.NewName = fmt.Sprintf("%s-%d", name, i+1)
+		res, err := c.Checkpoints.Clone(ctx, connect.NewRequest(req))
+		if err != nil {
+			return fmt.Errorf("%s: %w", req.NewName, err)
+		}
+		made = append(made, res.Msg)
+		if !a.json() {
+			if err := a.printMachine(res.Msg); err != nil {
+				return err
+			}
+		}
+	}
+	if a.json() {
+		return printList(a, made)
+	}
+	return nil
 }

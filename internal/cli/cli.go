@@ -78,6 +78,7 @@ type ServeOptions struct {
 	Rules                      string        // directory of rules; empty: rules in the state directory
 	CheckEvery, CheckFullEvery time.Duration // 0: never
 	DayBudget                  int64         // bytes of the ledger by machine and day; 0: no bound
+	Spares                     int           // clones made ahead, at most
 	Verbose                    bool          // log where the time of a start or a rollback goes
 	Err                        io.Writer
 }

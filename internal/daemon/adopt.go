@@ -60,6 +60,7 @@ func (d *Daemon) farewell() {
 	d.mu.Unlock()
 	d.cancel()
 	d.tasks.Wait()
+	d.discard(d.spares.drop(""))
 	for _, m := range d.all() {
 		for _, w := range []*worker{m.guard, m.gate} {
 			if w != nil {

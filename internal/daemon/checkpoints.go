@@ -266,6 +266,7 @@ func (d *Daemon) removeCheckpoint(rec checkpoint.Record) error {
 }
 
 func (d *Daemon) takeAway(rec checkpoint.Record) error {
+	d.discard(d.spares.drop(rec.ID))
 	d.lineage.Lock()
 	defer d.lineage.Unlock()
 	if d.pinned[rec.ID] > 0 {

@@ -46,6 +46,7 @@ type Options struct {
 	Rules       string // directory of the owner's rules; empty: rules in the state directory
 	Check       link.CheckSchedule
 	DayBudget   int64 // of the ledger, by machine, in bytes; 0: no bound
+	Spares      int   // clones that are made ahead, at most
 	Log         *slog.Logger
 	// Ready is called once the API answers.
 	Ready func()
@@ -78,6 +79,7 @@ type Daemon struct {
 	mu       sync.Mutex
 	machines map[string]*machine // by name
 	shared   map[checkpoint.ID]*shared
+	spares   spares
 	rules    []policy.Rule
 	stopping bool
 	tasks    sync.WaitGroup
@@ -93,6 +95,7 @@ func Run(ctx context.Context, opts Options) error {
 	defer cancel()
 	d := &Daemon{ctx: ctx, cancel: cancel, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
 		machines: map[string]*machine{}, shared: map[checkpoint.ID]*shared{}, pinned: map[checkpoint.ID]int{}, responses: make(chan policy.Decision, 1024)}
+	d.spares.most, d.spares.waits = opts.Spares, (*launch).waits
 	var back undo
 	defer back.unwind()
 	for _, step := range []func(*undo) error{d.takeState, d.findHost, d.loadRules, d.openLedger, d.openStore, d.openImages, d.openCheckpoints, d.adoptAll, d.serve} {
@@ -101,7 +104,7 @@ func Run(ctx context.Context, opts Options) error {
 		}
 	}
 	var kept uint64
-	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepHead(&kept) })
+	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepSpares(now); d.keepHead(&kept) })
 	d.spawn(func() { d.respondAll(ctx) })
 	d.finish(d.left, time.Now())
 	if opts.Ready != nil {
@@ -356,6 +359,7 @@ var errNoMachine = errors.New("no such machine")
 // tellGuards gives every running guard the paths to watch, after the rules have changed.
 func (d *Daemon) tellGuards(ctx context.Context) {
 	paths := d.watched()
+	d.discard(d.spares.drop("")) // made with the paths of before
 	ctx, cancel := context.WithTimeout(ctx, workerStart)
 	defer cancel()
 	var all sync.WaitGroup // one that does not answer keeps no other waiting

@@ -55,11 +55,11 @@ func (b *bus) bury(w *worker) {
 	}
 	b.count()
 	if err != nil {
-		b.unknownLoss(w.machine, source, fmt.Sprintf("the %s ended: how many events it had not told is not known: %v", w.name, err))
+		b.unknownLoss(w.of(), source, fmt.Sprintf("the %s ended: how many events it had not told is not known: %v", w.name, err))
 		return
 	}
 	if n := c.Missing(b.last[source]); n > 0 {
-		b.tellLoss(w.machine, n, source, "the "+w.name+" ended before it had told them")
+		b.tellLoss(w.of(), n, source, "the "+w.name+" ended before it had told them")
 	}
 }
 

@@ -71,8 +71,19 @@ func (m *machine) start(ctx context.Context) error {
 	return m.startLocked(ctx)
 }
 
+func newLaunch(m *machine) *launch {
+	return &launch{machine: m, pace: newPace(), state: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
+}
+
 // startLocked is start for who has the machine's lock.
 func (m *machine) startLocked(ctx context.Context) error {
+	l := newLaunch(m)
+	return l.start(ctx, l.steps)
+}
+
+// start takes steps, and undoes all that this start has done so far where one fails.
+func (l *launch) start(ctx context.Context, take func(context.Context) error) error {
+	m := l.machine
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(m.d.ctx, func() { cancel(errEnding) })()
@@ -83,8 +94,7 @@ func (m *machine) startLocked(ctx context.Context) error {
 	}
 	m.cancelStart = cancel
 	m.mu.Unlock()
-	l := &launch{machine: m, pace: newPace(), state: runState{Started: time.Now().UTC(), InForce: map[string][]jail.Measure{}}}
-	err := l.steps(ctx)
+	err := take(ctx)
 	if err != nil {
 		l.back.unwind()
 		if cause := context.Cause(ctx); cause != nil {
@@ -100,13 +110,28 @@ func (m *machine) startLocked(ctx context.Context) error {
 
 // steps are taken in order, each pushing its reversal.
 func (l *launch) steps(ctx context.Context) error {
-	for _, step := range []struct {
-		name string
-		take func(context.Context) error
-	}{
-		{"prepare", l.prepare}, {"ports", l.bindPorts}, {"memory", l.makeRAM}, {"page", l.makePage}, {"log", l.makeLog}, {"listen", l.listen},
-		{"processes", l.together}, {"going", l.letGo}, {"settled", l.settle},
-	} {
+	err := l.follow(ctx, append(l.first(), l.last()...))
+	if err == nil {
+		l.d.log.Debug("a start's way", "machine", l.name(), "ms", l.pace.String())
+	}
+	return err
+}
+
+type step struct {
+	name string
+	take func(context.Context) error
+}
+
+// first is what can be done before anybody has asked for the machine, last the rest.
+func (l *launch) first() []step {
+	return []step{{"prepare", l.prepare}, {"ports", l.bindPorts}, {"memory", l.makeRAM}, {"page", l.makePage}, {"log", l.makeLog},
+		{"listen", l.listen}, {"processes", l.together}, {"loaded", l.load}}
+}
+
+func (l *launch) last() []step { return []step{{"going", l.letGo}, {"settled", l.settle}} }
+
+func (l *launch) follow(ctx context.Context, steps []step) error {
+	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -115,7 +140,6 @@ func (l *launch) steps(ctx context.Context) error {
 		}
 		l.pace.mark(step.name)
 	}
-	l.d.log.Debug("a start's way", "machine", l.name(), "ms", l.pace.String())
 	return nil
 }
 
@@ -299,10 +323,9 @@ func (l *launch) descriptors() qemu.Descriptors {
 	return fds
 }
 
-// letGo waits for QEMU's monitor, hands the guard what only the daemon can open, and lets the guest run.
-func (l *launch) letGo(ctx context.Context) error {
+// whileQEMU bounds what is asked of a QEMU that may end over it.
+func (l *launch) whileQEMU(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTime, errors.New("QEMU did not come up in a minute"))
-	defer cancel()
 	go func() {
 		select {
 		case <-l.qemu.Done():
@@ -310,11 +333,17 @@ func (l *launch) letGo(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	if l.resume != nil {
-		if err := l.load(ctx); err != nil {
-			return err
+	return ctx, cancel
+}
+
+// letGo waits for QEMU's monitor, hands the guard what only the daemon can open, and lets the guest run.
+func (l *launch) letGo(ctx context.Context) error {
+	ctx, cancel := l.whileQEMU(ctx)
+	defer cancel()
+	if l.shared != nil {
+		if err := l.showMemory(ctx, l.guard, l.qemu.PID); err != nil {
+			l.d.log.Warn("the guard can't see its machine's memory", "machine", l.name(), "error", err)
 		}
-		l.pace.mark("loaded")
 	}
 	if _, err := l.guard.conn.Call(ctx, link.CallRun, nil, nil); err != nil {
 		return l.whyNot(err)

@@ -110,6 +110,7 @@ type machine struct {
 	keeper      *keeper
 	ram         *os.File // the guest's memory, never looked at here: kept to be handed to a guard
 	page        *os.File // shared by guard and QEMU plugin: kept as ram is
+	ahead       bool     // nobody has asked for it yet (spares.go); set before it starts, and never again
 	sampled     string   // why QEMU has no plugin, while the machine starts
 }
 

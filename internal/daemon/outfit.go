@@ -29,7 +29,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 		return nil, err
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
-		Watch: d.watched(), Running: qemu != nil, Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check}
+		Watch: d.watched(), Running: qemu != nil, Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check, Ahead: m.ahead}
 	cfg.Replays = m.rec.Replays != nil
 	if r := m.record().Replays; r != nil && r.Until != nil {
 		at, err := d.resolve(m.id(), r.Recording, *r.Until)
@@ -205,7 +205,7 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 		return nil, err
 	}
 	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.origin()).String(), Rules: m.rec.Spec.Net.Rules,
-		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined}
+		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined, Ahead: m.ahead}
 	files := slices.Clone(listeners)
 	if m.rec.Reenacts != nil {
 		play, logs := d.openPlay(*m.rec.Reenacts)

@@ -11,7 +11,6 @@ import (
 	"vigia/internal/checkpoint"
 	"vigia/internal/event"
 	"vigia/internal/link"
-	"vigia/internal/store"
 	"vigia/internal/vm"
 )
 
@@ -241,14 +240,10 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 	if err := spec.Check(); err != nil {
 		return nil, err
 	}
-	rec := record{Spec: spec, Quarantined: !o.connect, Layers: from.Layers, Checkpoint: from.ID, Resume: from.ID, Origin: from.Origin, Shares: true}
-	m, err := d.createFrom(ctx, rec)
+	rec := cloneRecord(from, spec)
+	rec.Quarantined = !o.connect
+	m, err := d.cloneRunning(ctx, rec)
 	if err != nil {
-		return nil, err
-	}
-	p.mark("created")
-	if err := m.start(ctx); err != nil {
-		d.remove(context.WithoutCancel(ctx), m)
 		return nil, err
 	}
 	p.mark("runs")
@@ -260,26 +255,38 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 	return m, nil
 }
 
+// cloneRunning starts a clone: one that was made ahead where there is one.
+func (d *Daemon) cloneRunning(ctx context.Context, rec record) (m *machine, err error) {
+	ready, rest := d.spares.want(rec.Checkpoint, time.Now())
+	if len(rest) > 0 {
+		d.spawn(func() { d.discard(rest) })
+	}
+	if ready != nil {
+		m, err = d.claim(ctx, ready, rec)
+	} else if m, err = d.createFrom(ctx, rec); err == nil {
+		err = m.start(ctx)
+	}
+	if err != nil && m != nil {
+		d.remove(context.WithoutCancel(ctx), m)
+		return nil, err
+	}
+	return m, err
+}
+
 // createFrom makes a machine's record and its overlay.
 func (d *Daemon) createFrom(ctx context.Context, rec record) (*machine, error) {
-	spec := rec.Spec
 	m := newMachine(d, rec)
-	d.mu.Lock()
-	if d.machines[spec.Name] != nil {
-		d.mu.Unlock()
-		return nil, fmt.Errorf("machine %s %w: choose another name, or remove it with: vigia rm %s", spec.Name, errExists, spec.Name)
+	if err := d.enter(m); err != nil {
+		return nil, err
 	}
-	d.machines[spec.Name] = m
-	d.mu.Unlock()
 	if err := d.makeDisk(m); err != nil {
 		d.forget(m)
-		return nil, fmt.Errorf("disk of %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("disk of %s: %w", m.name(), err)
 	}
-	if _, err := store.Create(ctx, d.store, machineKey(spec.ID), m.rec); err != nil {
+	if err := d.keepRecord(ctx, m); err != nil {
 		d.forget(m)
-		return nil, fmt.Errorf("record of %s: %w", spec.Name, err)
+		return nil, err
 	}
-	d.bus.emit(spec.Name, event.MachineCreated, event.Fields{"image": spec.Image, "image_id": spec.ImageID, "id": string(spec.ID), "owner": spec.Owner, "purpose": spec.Purpose})
 	return m, nil
 }
 

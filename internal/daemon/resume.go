@@ -66,8 +66,13 @@ func (l *launch) shareRAM(from checkpoint.Record) error {
 	return nil
 }
 
-// load gives QEMU the state of its devices, once its memory is as it was.
+// load gives QEMU the state of its devices, once its memory is as it was; nothing to one that boots.
 func (l *launch) load(ctx context.Context) error {
+	if l.resume == nil {
+		return nil
+	}
+	ctx, cancel := l.whileQEMU(ctx)
+	defer cancel()
 	if err := l.resume.wait(ctx); err != nil {
 		return err
 	}
@@ -82,10 +87,6 @@ func (l *launch) load(ctx context.Context) error {
 	}
 	if l.shared == nil {
 		l.resume.devices.Close()
-		return nil
-	}
-	if err := l.showMemory(ctx, l.guard, l.qemu.PID); err != nil {
-		l.d.log.Warn("the guard can't see its machine's memory", "machine", l.name(), "error", err)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ const workerStart = 20 * time.Second
 // worker is a guard or a gate, seen from the daemon.
 type worker struct {
 	name    string
-	machine string
+	machine string // under ackMu
 	proc    *jail.Process
 	conn    *link.Conn
 	hello   link.Hello
@@ -185,12 +185,28 @@ func (d *Daemon) fromWorker(w *worker, r link.Request) (link.Response, error) {
 			return link.Response{}, w.conn.Err()
 		}
 	}
-	if err := d.bus.deliver(w.machine, w.name, w.hello.Source, e.Events, w.ack); err != nil {
-		d.log.Error("worker sends what it must not, its connection is closed", "worker", w.name, "machine", w.machine, "error", err)
+	if err := d.bus.deliver(w.of(), w.name, w.hello.Source, e.Events, w.ack); err != nil {
+		d.log.Error("worker sends what it must not, its connection is closed", "worker", w.name, "machine", w.of(), "error", err)
 		w.conn.Close()
 		return link.Response{}, err
 	}
 	return link.Response{}, nil
+}
+
+// of names the worker's machine.
+func (w *worker) of() string {
+	w.ackMu.Lock()
+	defer w.ackMu.Unlock()
+	return w.machine
+}
+
+// rename tells a worker of a machine that was made ahead what it is called now.
+func (w *worker) rename(ctx context.Context, name string) error {
+	w.ackMu.Lock()
+	w.machine = name
+	w.ackMu.Unlock()
+	_, err := w.conn.Call(ctx, link.CallName, link.Name{Name: name}, nil)
+	return err
 }
 
 // ack notes that events up to seq are in the ledger; the worker is told soon.

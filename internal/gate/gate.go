@@ -25,10 +25,11 @@ type Gate struct {
 	measures []link.Measure
 	version  string
 
-	mu  sync.Mutex
-	net *network.Network // nil: not configured
-	log *inputs.Log      // nil: what enters is not kept
-	set *set             // of a gate that is a stage
+	mu    sync.Mutex
+	net   *network.Network // nil: not configured
+	log   *inputs.Log      // nil: what enters is not kept
+	set   *set             // of a gate that is a stage
+	ahead bool             // nobody has asked for its machine yet
 }
 
 // Main is `vigia gate`, or with another profile a gate that leads nowhere: it confines itself and serves daemons until it is ended.
@@ -48,7 +49,7 @@ func Main(version string, profile jail.Profile) error {
 		g.measures = append(g.measures, link.Measure{Name: m.Name, InForce: m.InForce, Detail: m.Detail + m.Why})
 	}
 	footprint.TrimLater(nil)
-	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
+	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle, Left: g.left}
 	if err := w.Count(); err != nil {
 		return err
 	}
@@ -84,6 +85,8 @@ func (g *Gate) handle(ctx context.Context, r link.Request) (link.Response, error
 	}
 	closeFiles(r.Files)
 	switch r.Method {
+	case link.CallName:
+		return link.Response{}, g.name(r)
 	case link.CallQuarantine:
 		return quarantine(n, r)
 	case link.CallRules:
@@ -151,8 +154,31 @@ func (g *Gate) configure(r link.Request) error {
 		}
 		return err
 	}
-	g.net = made
+	g.net, g.ahead = made, cfg.Ahead
 	return nil
+}
+
+// name says what the machine is called that nobody had asked for when this gate began.
+func (g *Gate) name(r link.Request) error {
+	var n link.Name
+	if err := r.Decode(&n); err != nil {
+		return err
+	}
+	g.out.SetMachine(n.Name)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ahead = false
+	g.net.SetName(n.Name)
+	return nil
+}
+
+// left is told that no daemon is there any more: a gate whose machine nobody has asked for is of no use to the next one.
+func (g *Gate) left() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ahead {
+		os.Exit(0)
+	}
 }
 
 func listeners(cfg link.GateConfig, files []*os.File) (out []network.Listener, err error) {

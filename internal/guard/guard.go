@@ -87,7 +87,7 @@ func Main(version string) error {
 	footprint.TrimLater(g.trim)
 	g.flood = event.NewFlood("guard", func(e event.Event) { g.out.Emit(e.Kind, e.Fields) })
 	g.flood.Waiting = g.out.Holder()
-	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle}
+	w := &link.Worker{Outbox: g.out, Hello: g.hello, Handle: g.handle, Left: g.left}
 	if err := w.Count(); err != nil {
 		return err
 	}
@@ -143,6 +143,7 @@ var handlers map[string]func(*Guard, context.Context, link.Request) (link.Respon
 func init() {
 	handlers = map[string]func(*Guard, context.Context, link.Request) (link.Response, error){
 		link.CallRun:         (*Guard).run,
+		link.CallName:        (*Guard).name,
 		link.CallWatch:       (*Guard).watch,
 		link.CallCPU:         (*Guard).cpu,
 		link.CallPause:       (*Guard).pause,
@@ -366,6 +367,9 @@ func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) 
 			return link.Response{}, err
 		}
 	}
+	g.mu.Lock()
+	g.cfg.Ahead = false
+	g.mu.Unlock()
 	deaf := fmt.Errorf("it runs, and has not answered its monitor's \"cont\" in %s", greetTime)
 	going, cancel := context.WithTimeoutCause(ctx, greetTime, deaf)
 	defer cancel()

@@ -54,6 +54,7 @@ const (
 
 	// Gate.
 	CallQuarantine = "quarantine" // Quarantine → Quarantined
+	CallName       = "name"       // Name: what the machine that was made ahead is called
 	CallFrames     = "frames"     // a connected socket to QEMU's network card
 	CallRules      = "rules"      // Rules
 	CallCapture    = "capture"    // Capture, with a pipe to write pcapng to
@@ -118,8 +119,10 @@ type GuardConfig struct {
 	Until    *Until        `json:"until,omitempty"` // where it is to stop
 	Check    CheckSchedule `json:"check"`
 	// PrivateRAM: QEMU has its memory for itself; CallMemory says where, once it runs.
-	PrivateRAM bool     `json:"private_ram"`
-	Files      []string `json:"files"`
+	PrivateRAM bool `json:"private_ram"`
+	// Ahead: nobody has asked for this machine yet. Until CallRun it ends with its daemon's connection, and ends QEMU.
+	Ahead bool     `json:"ahead"`
+	Files []string `json:"files"`
 }
 
 // Watch replaces the watched paths.
@@ -254,6 +257,12 @@ type GateConfig struct {
 	Quarantined bool             `json:"quarantined"`
 	// Stage: no frame leaves, what is recorded answers. Its files come behind those of Publish.
 	Stage *Play `json:"stage,omitempty"`
+	Ahead bool  `json:"ahead"` // until CallName it ends with its daemon's connection
+}
+
+// Name is a machine's.
+type Name struct {
+	Name string `json:"name"`
 }
 
 // Quarantine switches it.

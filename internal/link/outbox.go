@@ -75,11 +75,14 @@ func (o *Outbox) count() {
 // Source is the first part of the ids of this outbox's events.
 func (o *Outbox) Source() string { return o.source }
 
-// SetMachine names the machine of all events to come.
+// SetMachine names the machine of all events that are here and to come.
 func (o *Outbox) SetMachine(name string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.machine = name
+	for i := range o.queue {
+		o.queue[i].Machine = name
+	}
 }
 
 // Emit puts an event in. It never blocks.

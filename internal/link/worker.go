@@ -25,6 +25,7 @@ type Worker struct {
 	Hello  func() Hello
 	Handle Handler
 	Tally  *os.File // handed to each daemon with the hello
+	Left   func()   // told when a daemon's connection has ended and no other has come; may be nil
 
 	mu   sync.Mutex
 	conn *Conn
@@ -78,6 +79,12 @@ func (w *Worker) adopt(ctx context.Context, sock *net.UnixConn) {
 			return len(events.Events), err
 		})
 		conn.Close()
+		w.mu.Lock()
+		alone := w.conn == conn
+		w.mu.Unlock()
+		if alone && w.Left != nil {
+			w.Left()
+		}
 	}()
 }
 

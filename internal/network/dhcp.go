@@ -115,7 +115,7 @@ type lease struct {
 }
 
 func (n *Network) lease() *lease {
-	l := &lease{wire: n.wire, mtu: uint16(n.cfg.MTU), hostName: n.cfg.Name}
+	l := &lease{wire: n.wire, mtu: uint16(n.cfg.MTU), hostName: *n.hostName.Load()}
 	binary.BigEndian.PutUint32(l.mask[:], ^uint32(0)<<(32-n.cfg.Guest.Bits()))
 	l.broadcast = broadcastOf(netip.PrefixFrom(n.guest, n.cfg.Guest.Bits())).As4()
 	return l

@@ -171,13 +171,15 @@ type Network struct {
 	wire   wire
 	report *reporter
 	rules  atomic.Pointer[[]vm.NetRule]
-	names  *nameTable
-	hosts  *hostAddrs
-	flows  *flowTable
-	out    *egress
-	dns    *dnsProxy
-	taps   taps
-	stats  counters
+	// hostName is what DHCP tells the guest its name is.
+	hostName atomic.Pointer[string]
+	names    *nameTable
+	hosts    *hostAddrs
+	flows    *flowTable
+	out      *egress
+	dns      *dnsProxy
+	taps     taps
+	stats    counters
 
 	stack *stack.Stack
 	link  *link
@@ -197,6 +199,9 @@ type Network struct {
 	closed bool
 }
 
+// SetName changes the name that DHCP gives the guest from now on.
+func (n *Network) SetName(name string) { n.hostName.Store(&name) }
+
 // New makes a network and begins to accept on its listeners. The callback receives net.flow, net.denied, net.dns and
 // vigia.lost events; it must not block and must not call the Network.
 func New(cfg Config, emit func(event.Kind, event.Fields)) (*Network, error) {
@@ -204,6 +209,7 @@ func New(cfg Config, emit func(event.Kind, event.Fields)) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{cfg: cfg, guest: cfg.Guest.Addr()}
+	n.SetName(cfg.Name)
 	n.closing = make(chan struct{}, maxClosing)
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.wire = wire{guestMAC: [6]byte(cfg.MAC), gatewayMAC: [6]byte(cfg.GatewayMAC), guest: n.guest.As4(), gateway: cfg.Gateway.As4()}
