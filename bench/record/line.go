@@ -17,6 +17,7 @@ type line struct {
 	said  chan string // closed at the line's end
 	close func()
 	text  string
+	asked int
 }
 
 // attach is a machine's line.
@@ -64,21 +65,22 @@ func newLine(ctx context.Context, c net.Conn) *line {
 }
 
 // timed runs a command and says how long it took: between the mark before it and the one behind. The marks are sums, so that the echo of
-// what is typed does not have them. A shell that is not there yet drops what is typed: it is typed until it is heard.
+// what is typed does not have them, and each time others: what was typed too often is heard later. A shell that is not there yet drops what is typed: it is typed until it is heard.
 func (l *line) timed(command string) (time.Duration, error) {
-	l.text = ""
+	l.asked++
+	begin, end := fmt.Sprintf("b%d.", 1000+l.asked), fmt.Sprintf("e%d.", 1000+l.asked)
 	for range 12 {
-		if err := l.send(fmt.Sprintf("echo b$((6*7)); %s; echo e$((6*7))\n", command)); err != nil {
+		if err := l.send(fmt.Sprintf("echo b$((1000+%d)).; %s; echo e$((1000+%d)).\n", l.asked, command, l.asked)); err != nil {
 			return 0, err
 		}
-		if at, err := l.until("b42", 15*time.Second); err != nil {
+		if at, err := l.until(begin, 30*time.Second); err != nil {
 			return 0, err
 		} else if !at.IsZero() {
-			end, err := l.until("e42", 10*time.Minute)
-			if err == nil && end.IsZero() {
+			over, err := l.until(end, 10*time.Minute)
+			if err == nil && over.IsZero() {
 				err = fmt.Errorf("%q takes too long: %q", command, l.text)
 			}
-			return end.Sub(at), err
+			return over.Sub(at), err
 		}
 	}
 	return 0, fmt.Errorf("no answer on the serial line: %q", l.text)
