@@ -64,6 +64,7 @@ type branch struct {
 	Processes []*branch `json:"processes,omitempty"`
 
 	born   time.Time
+	gone   time.Time
 	parent *branch
 }
 
@@ -116,7 +117,9 @@ type timelineBuilder struct {
 	scene scene
 	live  map[int64]*branch // by pid, the one that has it now
 	roots []*branch
-	above map[*branch]int64 // of a root: the process that was there before
+	above map[*branch]int64  // of a root: the process that was there before
+	dead  map[int64]*branch  // by pid, the one that had it last
+	last  map[string]*branch // by name, the one that ended last
 }
 
 func (b *timelineBuilder) input(h *happening) {
@@ -148,7 +151,7 @@ func (b *timelineBuilder) take(h *happening) {
 		}
 		p.Exe, p.Cmdline, p.Comm = h.text("exe"), h.text("cmdline"), h.text("comm")
 	case "process.exited":
-		delete(b.live, pid)
+		b.exited(h, pid)
 	case "socket.listening":
 		b.did(h, pid, "listens on "+h.text("local"))
 	case "socket.connecting":
@@ -176,7 +179,7 @@ func (b *timelineBuilder) take(h *happening) {
 func (b *timelineBuilder) born(h *happening, pid int64) *branch {
 	p := &branch{PID: pid, born: h.at, Comm: h.text("comm")}
 	ppid := h.number("ppid")
-	if parent := b.live[ppid]; parent != nil && ppid != pid {
+	if parent := b.parent(p, pid, ppid); parent != nil {
 		p.parent = parent
 		parent.Processes = append(parent.Processes, p)
 	} else {
@@ -188,6 +191,41 @@ func (b *timelineBuilder) born(h *happening, pid int64) *branch {
 	}
 	b.live[pid] = p
 	return p
+}
+
+// parent finds the process of which one is a copy. It is told of when it first runs: its parent may have ended by then, and the kernel have given it
+// to process 1. It has its parent's name still, so the last process of that name that ended is held for it, and that is said.
+func (b *timelineBuilder) parent(p *branch, pid, ppid int64) *branch {
+	switch {
+	case ppid == pid:
+		return nil
+	case b.live[ppid] != nil:
+		return b.live[ppid]
+	case b.dead[ppid] != nil:
+		return b.dead[ppid]
+	}
+	gone := b.last[p.Comm]
+	if ppid != 1 || gone == nil || p.born.Sub(gone.gone) > goneFor {
+		return nil
+	}
+	p.Did = append(p.Did, fmt.Sprintf("its parent was gone when it first ran: held for a child of %d, which had its name and ended just before", gone.PID))
+	return gone
+}
+
+// goneFor is how long after a process its child may first run.
+const goneFor = time.Second
+
+func (b *timelineBuilder) exited(h *happening, pid int64) {
+	p := b.live[pid]
+	if p == nil {
+		return
+	}
+	if b.dead == nil {
+		b.dead, b.last = map[int64]*branch{}, map[string]*branch{}
+	}
+	p.gone = h.at
+	delete(b.live, pid)
+	b.dead[pid], b.last[p.Comm] = p, p
 }
 
 // maxDid bounds what is told of one process, and what is told of none.

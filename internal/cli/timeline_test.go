@@ -72,6 +72,19 @@ and:
 	}
 }
 
+// TestTimelineOrphan has a parent that ended before its child first ran.
+func TestTimelineOrphan(t *testing.T) {
+	now := play(100, in("1.1.1.1:1", "evil"), started(101, 50, "/bin/sh x"), []any{"process.exited", "pid", 101}, []any{"process.forked", "pid", 102, "ppid", 1, "comm", ""}, started(102, 1, "/tmp/implant"),
+		[]any{"process.forked", "pid", 103, "ppid", 1, "comm", "other"}, started(103, 1, "/bin/other"))
+	tl := makeTimeline(webScene, now, nil)
+	if len(tl.Inputs[0].Processes) != 1 || len(tl.Others) != 1 {
+		t.Errorf("got\n%s", strings.Join(tl.lines(), "\n"))
+	}
+	if text := strings.Join(tl.lines(), "\n"); !strings.Contains(text, "/tmp/implant\n                its parent was gone") {
+		t.Errorf("got\n%s", text)
+	}
+}
+
 // TestTimelineUnsure names all flows that were open when a process began.
 func TestTimelineUnsure(t *testing.T) {
 	now := play(100, in("1.1.1.1:1", "closed before"), flowEnds("1.1.1.1:1"), in("1.1.1.1:2", "slow"), in("1.1.1.1:3", "quick"), started(101, 50, "/bin/cgi"), flowEnds("1.1.1.1:3"), flowEnds("1.1.1.1:2"))

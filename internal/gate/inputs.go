@@ -88,7 +88,7 @@ func newSet(p link.Play, files []*os.File) *set {
 }
 
 func staged(f *inputs.Flow) *network.StageFlow {
-	out := &network.StageFlow{ID: f.ID, Protocol: f.Protocol, In: f.In, Near: f.Near, Far: f.Far, Client: f.Client, Began: f.Began, Opened: f.Opened}
+	out := &network.StageFlow{ID: f.ID, Protocol: f.Protocol, In: f.In, Near: f.Near, Far: f.Far, Client: f.Client, Began: f.Began, Opened: f.Opened, Over: f.Over}
 	for _, p := range f.Parts {
 		out.Parts = append(out.Parts, network.StagePart{Time: p.Time, Sent: p.Sent, Data: p.Data, Closed: p.End == inputs.PartClosed, Reset: p.End == inputs.PartReset})
 	}

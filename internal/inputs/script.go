@@ -28,6 +28,7 @@ type Flow struct {
 	ID     uint64
 	Began  time.Time
 	Opened bool
+	Over   time.Time // zero: it was not over when the log ends
 	Parts  []Part
 }
 
@@ -137,6 +138,10 @@ func (b *builder) take(r *Record) {
 	case Opened:
 		if f := b.flows[r.Flow]; f != nil {
 			f.Opened = true
+		}
+	case Ended:
+		if f := b.flows[r.Flow]; f != nil {
+			f.Over = r.Time
 		}
 	case Data, Closed, Reset:
 		b.part(r)

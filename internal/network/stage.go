@@ -41,6 +41,7 @@ type StageFlow struct {
 	Near, Far, Client netip.AddrPort
 	Began             time.Time
 	Opened            bool
+	Over              time.Time // zero: that is not known
 	Parts             []StagePart
 }
 
@@ -73,6 +74,7 @@ const (
 	stageLook     = 50 * time.Millisecond
 	stagePatience = 10 * time.Second
 	stageQuiet    = 2 * time.Second
+	stageOrder    = 30 * time.Second // for a flow that should be over
 	stageTells    = 256
 )
 
@@ -168,11 +170,15 @@ func (n *Network) Play(ctx context.Context) StageReport {
 		return StageReport{}
 	}
 	began := time.Now()
+	var given []*stageConn
 	for _, f := range s.in {
 		if !sleep(ctx, time.Until(began.Add(s.pace(f.Began)))) {
 			break
 		}
-		n.give(s, f)
+		given = awaitBefore(ctx, given, f)
+		if conn := n.give(s, f); conn != nil {
+			given = append(given, conn)
+		}
 	}
 	for sleep(ctx, time.Until(began.Add(s.pace(s.last)))); s.open() > 0 && sleep(ctx, stageLook); {
 	}
@@ -188,6 +194,26 @@ func (s *Stage) open() int {
 	return s.giving
 }
 
+// awaitBefore waits until the flows that were over when this one began are over again: who called then may have waited for that. It returns
+// those that are not.
+func awaitBefore(ctx context.Context, given []*stageConn, f *StageFlow) (open []*stageConn) {
+	late := time.NewTimer(stageOrder)
+	defer late.Stop()
+	for _, c := range given {
+		if c.f.Over.IsZero() || !c.f.Over.Before(f.Began) {
+			open = append(open, c)
+			continue
+		}
+		select {
+		case <-c.closed:
+		case <-ctx.Done():
+		case <-late.C:
+			return nil // a guest that does not end one is not waited for again and again
+		}
+	}
+	return open
+}
+
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -200,9 +226,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // give begins a flow as the outside had.
-func (n *Network) give(s *Stage, f *StageFlow) {
+func (n *Network) give(s *Stage, f *StageFlow) *stageConn {
 	if f.Protocol != protoTCP && f.Protocol != protoUDP {
-		return
+		return nil
 	}
 	s.mu.Lock()
 	s.report.In++
@@ -211,7 +237,7 @@ func (n *Network) give(s *Stage, f *StageFlow) {
 	conn := newStageConn(s, f)
 	if f.Protocol == protoTCP {
 		n.admit(conn, f.Near.Port())
-		return
+		return conn
 	}
 	u := &flow{key: flowKey{proto: protoUDP, in: true, near: f.Near, far: f.Far}, client: f.Client}
 	u.send = func(b []byte) { conn.Write(b) }
@@ -219,6 +245,7 @@ func (n *Network) give(s *Stage, f *StageFlow) {
 		!n.start(func() { n.readDatagrams(u, conn, func(b []byte) { n.sendUDP(f.Far, f.Near.Port(), b) }) }) {
 		conn.Close()
 	}
+	return conn
 }
 
 // tell emits what is given. The caller holds the lock.
