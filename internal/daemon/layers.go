@@ -163,6 +163,10 @@ func (m *machine) recoverLayers(ctx context.Context) error {
 	}
 	swapped := true
 	if guard, _ := m.bothWorkers(); !guard.gone() {
+		// A daemon that was killed may have begun a checkpoint which its guard is just taking.
+		if _, err := guard.conn.Call(ctx, link.CallSettled, nil, nil); err != nil {
+			return err
+		}
 		var s link.GuardStatus
 		if _, err := guard.conn.Call(ctx, link.CallGuardStatus, nil, &s); err != nil {
 			return err

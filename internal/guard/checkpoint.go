@@ -95,9 +95,19 @@ func (g *Guard) memory(_ context.Context, r link.Request) (link.Response, error)
 	return link.Response{}, nil
 }
 
+// settled waits for the end of a checkpoint that a dead daemon began: until then which overlay is in use may still change.
+func (g *Guard) settled(_ context.Context, r link.Request) (link.Response, error) {
+	closeFiles(r.Files)
+	g.saving.Lock()
+	defer g.saving.Unlock()
+	return link.Response{}, nil
+}
+
 // checkpoint holds the guest for an instant, in which the devices' state is written, the disk's overlay frozen and memory
 // taken by the keeper. The guest goes on whatever fails.
 func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, error) {
+	g.saving.Lock()
+	defer g.saving.Unlock()
 	var c link.Checkpoint
 	if err := r.Decode(&c); err != nil {
 		closeFiles(r.Files)

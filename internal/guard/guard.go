@@ -46,6 +46,7 @@ type Guard struct {
 
 	halting sync.Mutex // held while the guest is stopped or let go
 
+	saving     sync.Mutex // held by a checkpoint from its asking to its end
 	mu         sync.Mutex
 	configured bool
 	cfg        link.GuardConfig
@@ -144,6 +145,7 @@ func init() {
 	handlers = map[string]func(*Guard, context.Context, link.Request) (link.Response, error){
 		link.CallRun:         (*Guard).run,
 		link.CallName:        (*Guard).name,
+		link.CallSettled:     (*Guard).settled,
 		link.CallWatch:       (*Guard).watch,
 		link.CallCPU:         (*Guard).cpu,
 		link.CallPause:       (*Guard).pause,

@@ -54,6 +54,7 @@ const (
 
 	// Gate.
 	CallQuarantine = "quarantine" // Quarantine → Quarantined
+	CallSettled    = "settled"    // returns once no checkpoint is under way
 	CallName       = "name"       // Name: what the machine that was made ahead is called
 	CallFrames     = "frames"     // a connected socket to QEMU's network card
 	CallRules      = "rules"      // Rules
