@@ -213,7 +213,7 @@ func (b *timelineBuilder) parent(p *branch, pid, ppid int64) *branch {
 }
 
 // goneFor is how long after a process its child may first run.
-const goneFor = time.Second
+const goneFor = 5 * time.Second
 
 func (b *timelineBuilder) exited(h *happening, pid int64) {
 	p := b.live[pid]
