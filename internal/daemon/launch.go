@@ -272,6 +272,9 @@ func (l *launch) qemuSockets() []string {
 	}
 	if l.rec.showsFrames() {
 		names = append(names, "frames")
+		if l.rec.replayMode() == "record" {
+			names = append(names, "netin")
+		}
 	}
 	if l.rec.Replays != nil && l.rec.Replays.GDB {
 		names = append(names, "gdb")
@@ -316,7 +319,7 @@ func (l *launch) descriptors() qemu.Descriptors {
 	for i, name := range l.qemuSockets() {
 		at[name] = 3 + i
 	}
-	fds := qemu.Descriptors{QMP: at["qmp"], Console: at["console"], Net: at["net"], Agent: at["agent"], Frames: at["frames"], GDB: at["gdb"]}
+	fds := qemu.Descriptors{QMP: at["qmp"], Console: at["console"], Net: at["net"], Agent: at["agent"], Frames: at["frames"], NetIn: at["netin"], GDB: at["gdb"]}
 	if l.plugin != "" {
 		fds.Probe = 3 + len(l.qemuSockets())
 	}

@@ -214,10 +214,10 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 	}
 	_, err = w.conn.Call(ctx, link.CallConfigure, cfg, nil, files...)
 	if err == nil {
-		var card *os.File
-		if card, err = d.dialQEMU(m, "net"); err == nil {
-			_, err = w.conn.Call(ctx, link.CallFrames, nil, nil, card)
-			card.Close()
+		var card []*os.File
+		if card, err = d.dialCard(m); err == nil {
+			_, err = w.conn.Call(ctx, link.CallFrames, nil, nil, card...)
+			closeFiles(card)
 		}
 	}
 	if err != nil {
@@ -225,6 +225,23 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 		return nil, fmt.Errorf("gate: %w", err)
 	}
 	return w, nil
+}
+
+// dialCard connects to QEMU's network card: by one socket, or where it is recorded by one for each direction.
+func (d *Daemon) dialCard(m *machine) (files []*os.File, err error) {
+	names := []string{"net"}
+	if m.rec.replayMode() == "record" {
+		names = append(names, "netin")
+	}
+	for _, name := range names {
+		f, err := d.dialQEMU(m, name)
+		if err != nil {
+			closeFiles(files)
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
 }
 
 // giveClock hands a guard the descriptors from which it reads the virtual CPUs' time.

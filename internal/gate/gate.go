@@ -201,12 +201,20 @@ func listeners(cfg link.GateConfig, files []*os.File) (out []network.Listener, e
 // frames serves QEMU's network card over the connection that came along.
 func frames(n *network.Network, files []*os.File) error {
 	defer closeFiles(files)
-	if len(files) != 1 {
+	if len(files) != 1 && len(files) != 2 {
 		return errors.New("frames: no socket was given")
 	}
 	card, err := net.FileConn(files[0])
 	if err != nil {
 		return err
+	}
+	if len(files) == 2 {
+		in, err := net.FileConn(files[1])
+		if err != nil {
+			card.Close()
+			return err
+		}
+		card = twoWays{card, in}
 	}
 	go func() {
 		if err := n.Attach(card); errors.Is(err, network.ErrFraming) {
@@ -217,6 +225,16 @@ func frames(n *network.Network, files []*os.File) error {
 	}()
 	return nil
 }
+
+// twoWays is a card whose frames come on one socket and go on another.
+type twoWays struct {
+	net.Conn // from the card
+	to       net.Conn
+}
+
+func (c twoWays) Write(b []byte) (int, error)        { return c.to.Write(b) }
+func (c twoWays) SetWriteDeadline(t time.Time) error { return c.to.SetWriteDeadline(t) }
+func (c twoWays) Close() error                       { return errors.Join(c.Conn.Close(), c.to.Close()) }
 
 func quarantine(n *network.Network, r link.Request) (link.Response, error) {
 	var q link.Quarantine

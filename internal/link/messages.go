@@ -56,7 +56,7 @@ const (
 	CallQuarantine = "quarantine" // Quarantine → Quarantined
 	CallSettled    = "settled"    // returns once no checkpoint is under way
 	CallName       = "name"       // Name: what the machine that was made ahead is called
-	CallFrames     = "frames"     // a connected socket to QEMU's network card
+	CallFrames     = "frames"     // a connected socket to QEMU's network card, or two: one for what it sends, one for what it is sent
 	CallRules      = "rules"      // Rules
 	CallCapture    = "capture"    // Capture, with a pipe to write pcapng to
 	CallGateStatus = "gate-status"

@@ -42,6 +42,7 @@ type Descriptors struct {
 	QMP, Console, Net, Agent int
 	Probe                    int // the page that a plugin shares with the guard; 0: no plugin
 	Frames                   int // where the card's frames are shown, of a machine that is recorded or replayed; 0: nowhere
+	NetIn                    int // what comes to the card of a machine that is recorded: Net has only what goes
 	GDB                      int // where a debugger may come; 0: nowhere
 }
 
@@ -122,7 +123,7 @@ func Args(c Config) []string {
 	args = append(args, disk(c)...)
 	args = append(args, network(c)...)
 	args = append(args, "-device", "pvpanic-pci",
-		"-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0")
+		"-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"+atOnce(c, ""))
 	if c.FDs.GDB != 0 {
 		args = append(append(args, listener("gdb", c.FDs.GDB, false)...), "-gdb", "chardev:gdb")
 	}
@@ -155,26 +156,48 @@ func rtc(c Config) string {
 	return "base=" + c.Began.UTC().Format("2006-01-02T15:04:05") + ",clock=vm"
 }
 
-// network is the machine's card, if it has one. One that is replayed has no wire: its frames are in the log.
+// network is the machine's card, if it has one. One that is recorded or replayed has another wire.
 func network(c Config) (args []string) {
-	switch c.Spec.Net.Mode {
-	case vm.NetNAT:
-		args = []string{"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net)}
-	case vm.NetReplay:
-		args = []string{"-netdev", "hubport,id=net0,hubid=0"}
-	default:
+	switch {
+	case c.Spec.Net.Mode != vm.NetNAT && c.Spec.Net.Mode != vm.NetReplay:
 		return nil
+	case c.Record != "":
+		args = recordedWire(c)
+	default:
+		args = []string{"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net)}
 	}
-	if c.Record != "" {
-		args = append(args, "-object", "filter-replay,id=replay0,netdev=net0")
-		if c.FDs.Frames != 0 {
-			// What comes goes through the filters in this order, what goes in the other: shown is what the card is given and what it
-			// gives, each at its instruction, in the recording and in the replay.
-			args = append(args, listener("frames", c.FDs.Frames, true)...)
-			args = append(args, "-object", "filter-mirror,id=frames0,netdev=net0,queue=all,outdev=frames")
-		}
+	return append(args, "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s%s", MTU, MAC(c.origin()), atOnce(c, ",tx=timer")))
+}
+
+// atOnce are a virtio device's options where it is recorded or replayed. What the guest asks of it is to be done as it asks, by its own thread, and what
+// is put off is to be put off by the guest's clock: what QEMU's main loop does when it comes to it (ioeventfd, the card's bottom half) is in no log.
+func atOnce(c Config, more string) string {
+	if c.Record == "" {
+		return ""
 	}
-	return append(args, "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s", MTU, MAC(c.origin())))
+	return ",ioeventfd=off" + more
+}
+
+// recordedWire is a wire that always takes a frame: one that is full for a while holds the card's queue up, and no log knows of that. It ends in a hub
+// with a port to nowhere; before that a filter writes each frame to the gate, waiting if need be while nothing else of QEMU's happens. What
+// comes back has a socket of its own (a character device has one user). In a replay neither is there: those frames are in the log.
+//
+// What comes goes through the filters in their order, what goes in the other. What is shown to the guard is so what the card is given and what it gives, each
+// at its instruction, in the recording and in the replay.
+func recordedWire(c Config) []string {
+	args := []string{"-netdev", "hubport,id=net0,hubid=0", "-netdev", "hubport,id=nowhere0,hubid=0"}
+	if c.Record == "record" {
+		args = append(args, listener("netin", c.FDs.NetIn, false)...)
+		args = append(args, "-object", "filter-redirector,id=in0,netdev=net0,queue=tx,indev=netin")
+	}
+	args = append(args, "-object", "filter-replay,id=replay0,netdev=net0")
+	args = append(args, listener("frames", c.FDs.Frames, true)...)
+	args = append(args, "-object", "filter-mirror,id=frames0,netdev=net0,queue=all,outdev=frames")
+	if c.Record == "record" {
+		args = append(args, listener("net", c.FDs.Net, false)...)
+		args = append(args, "-object", "filter-mirror,id=out0,netdev=net0,queue=rx,outdev=net")
+	}
+	return args
 }
 
 func disk(c Config) []string {
@@ -188,7 +211,7 @@ func disk(c Config) []string {
 		"-blockdev", fmt.Sprintf("driver=nbd,node-name=disk0,server.type=unix,server.path=%s,export=%s,reconnect-delay=%d,discard=unmap",
 			comma(c.Paths.NBD), NBDExport, c.Reconnect),
 	}
-	return append(append(args, order...), "-device", "virtio-blk-pci,drive="+node+",id=disk,serial="+string(c.origin()))
+	return append(append(args, order...), "-device", "virtio-blk-pci,drive="+node+",id=disk,serial="+string(c.origin())+atOnce(c, ""))
 }
 
 // comma writes a value so that QEMU's option parser does not end it at a comma.
