@@ -159,7 +159,12 @@ func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles) (don
 	if done.At.After(c.record.Time) && done.At.Before(time.Now()) { // since when the guest stood still, from who held it
 		c.record.Time = done.At.UTC()
 	}
-	if err = c.settleLayers(ctx, done.Swapped); err == nil && done.Failed != "" {
+	if done.Swapped {
+		err = c.settleLayers(ctx, true)
+	} else { // this guard may have taken a dead one's place, and begun with the new overlay: then there was nothing to swap
+		err = c.recoverLayers(ctx)
+	}
+	if err == nil && done.Failed != "" {
 		err = errors.New(done.Failed)
 	}
 	return done, err
