@@ -89,6 +89,7 @@ func TestTampering(t *testing.T) {
 		}
 	}
 	clean()
+	t.Run("the guest's own probe", func(t *testing.T) { g.on(t).probesItself() })
 	// try does one thing, looks for what must be found, and undoes it.
 	try := func(name, do string, want tampering, undo string) {
 		t.Run(name, func(t *testing.T) {
@@ -122,6 +123,30 @@ func TestTampering(t *testing.T) {
 		g.check()
 		try(k.how, "insmod /root/tamper.ko pid=$! how="+k.how, k, "rmmod tamper")
 	}
+}
+
+// probesItself has the guest put a probe into the middle of one of its own functions, which the kernel makes a jump a moment later:
+// neither is changed code.
+func (g *guest) probesItself() {
+	g.t.Helper()
+	const events = "/sys/kernel/tracing/"
+	g.sh("mount -t tracefs t /sys/kernel/tracing; mount -t debugfs d /sys/kernel/debug; for o in $(seq 6 60); do echo p:own vfs_read+$o >" + events + "kprobe_events && break; done 2>/dev/null; true")
+	for range 2 {
+		g.sh("echo 1 >" + events + "events/kprobes/own/enable")
+		if found, _ := g.check(); len(found) > 0 {
+			g.t.Errorf("the guest's own probe: %+v", found)
+		}
+		if list := g.sh("sleep 1; cat /sys/kernel/debug/kprobes/list"); !strings.Contains(list, "vfs_read+") {
+			g.t.Errorf("no probe is set: %s", list)
+		} else {
+			g.t.Log(list)
+		}
+		if found, _ := g.check(); len(found) > 0 {
+			g.t.Errorf("the guest's own probe, a second later: %+v", found)
+		}
+		g.sh("echo 0 >" + events + "events/kprobes/own/enable")
+	}
+	g.sh("echo >" + events + "kprobe_events; umount /sys/kernel/tracing /sys/kernel/debug; true")
 }
 
 // seesCode says whether the image has what its kernel's code is compared with; one that an older program built has not.

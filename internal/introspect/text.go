@@ -98,6 +98,7 @@ type textCheck struct {
 	names  patch.Names
 	mode   patch.Mode
 	code   *codeMap
+	armed  []armed // the kernel's own probes
 
 	got, want []byte
 	changes   []change
@@ -158,6 +159,7 @@ func (t *textCheck) prepare() error {
 	if t.code, err = t.codeMap(); err != nil {
 		return err
 	}
+	t.armed = t.probes()
 	t.object = patch.Kernel{Ref: t.ref, Slide: t.boot.Slide}
 	t.names = t.textNames()
 	t.mode = patch.Mode{New: t.ref.NewAlternatives(), Features: t.features()}
@@ -294,7 +296,8 @@ func (t *textCheck) window(at, end, low, high uint64) error {
 		return fmt.Errorf("%w: it lacks %#x", kernel.ErrReference, at)
 	}
 	t.tracerCalls(run, t.got, t.want)
-	if t.differ(at+t.boot.Slide, t.got[at-start:][:end-at], t.want[at-start:][:end-at]) == 0 {
+	probed := t.probed(run, t.got, t.want)
+	if t.differ(at+t.boot.Slide, t.got[at-start:][:end-at], t.want[at-start:][:end-at]) == 0 && !probed {
 		t.textSound.known[at], t.textSound.traced[at] = sum, t.expect.Traced-traced
 	} else {
 		delete(t.textSound.known, at)
@@ -379,7 +382,7 @@ func (t *textCheck) finding(c change) Finding {
 	}
 	f.Detail = fmt.Sprintf("%s differs in %s from what the kernel file has there and from all that the kernel itself writes", what, count(c.n))
 	if len(c.got) > 0 && c.got[0] == 0xcc && f.Kind == KindTextChanged {
-		f.Detail += "; it begins with a breakpoint, as a kprobe's does"
+		f.Detail += "; it begins with a breakpoint, and the kernel has no probe there"
 	}
 	return f
 }

@@ -175,7 +175,7 @@ func (t *textCheck) module(m *loadedModule, all []*loadedModule) error {
 		t.found = append(t.found, t.moduleFinding(m, placed, c))
 	}
 	t.changes = t.changes[:before]
-	if t.stats.Changed == changed && t.meter.left > 0 {
+	if t.stats.Changed == changed && !t.seen.probed && t.meter.left > 0 {
 		t.textSound.modules[m.module] = soundModule{t.textSound.identity(m), t.seen, t.stats.Sites - sites}
 	}
 	return nil
@@ -188,6 +188,7 @@ func (t *textCheck) part(x *patch.Expect, s kernel.Segment) {
 	t.readWhole(s.Addr, t.got)
 	t.saw(s.Addr, t.got)
 	if x.Window(s.Addr, t.got, t.want) {
+		t.seen.probed = t.probed(s.Addr, t.got, t.want) || t.seen.probed
 		t.differ(s.Addr, t.got, t.want)
 	}
 	t.stats.Bytes += n

@@ -30,6 +30,8 @@ type stretch struct {
 type sightOf struct {
 	spans []stretch
 	sum   uint64
+	// probed: the kernel has a probe in it.
+	probed bool
 }
 
 // soundModule is a module whose code was as it must be: who it was, and what was read of it.

@@ -1,6 +1,8 @@
 package introspect
 
 import (
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -107,6 +109,53 @@ func everyByte(t *testing.T, r textRecording, g *Guest, s kernel.Segment) {
 			f()
 		}
 	}
+}
+
+// TestProbedCode: where the kernel has a probe there may be a breakpoint, or a jump to what it keeps for this probe; not elsewhere,
+// not another jump, and not any more once the probe is gone.
+func TestProbedCode(t *testing.T) {
+	onTexts(t, func(t *testing.T, r textRecording, g *Guest) {
+		c := comparison(t, g, r.ref)
+		at := r.ref.Text().Addr + g.boot.Slide + 100
+		const made = 0xffffffffbf000000
+		c.code.runs = append(c.code.runs, code{start: made, end: made + 4096, owner: ownerMade})
+		slices.SortFunc(c.code.runs, func(a, b code) int { return cmp.Compare(a.start, b.start) })
+		jump := func(to uint64) []byte { return binary.LittleEndian.AppendUint32([]byte{0xe9}, uint32(to-at-5)) }
+		for _, k := range []struct {
+			name  string
+			armed []armed
+			put   []byte
+			fine  bool
+		}{
+			{"a breakpoint", []armed{{at: at}}, []byte{0xcc}, true},
+			{"a breakpoint among others", []armed{{at: at - 1}, {at: at}, {at: at + 9}}, []byte{0xcc}, true},
+			{"a breakpoint elsewhere", []armed{{at: at + 1}}, []byte{0xcc}, false},
+			{"a breakpoint of nobody's", nil, []byte{0xcc}, false},
+			{"its jump", []armed{{at: at, detour: made + 64}}, jump(made + 64), true},
+			{"another jump", []armed{{at: at, detour: made + 64}}, jump(made + 65), false},
+			{"a jump to what is not the kernel's", []armed{{at: at, detour: made + 8192}}, jump(made + 8192), false},
+			{"a jump without a detour", []armed{{at: at}}, jump(made), false},
+			{"another byte", []armed{{at: at, detour: made}}, []byte{0xcd}, false},
+		} {
+			var undo []func()
+			for i, b := range k.put {
+				now, _ := g.space.U8(at + uint64(i))
+				undo = append(undo, r.change(t, g, at+uint64(i), now^b))
+			}
+			for _, step := range []struct {
+				armed []armed
+				fine  bool
+			}{{k.armed, k.fine}, {nil, false}} {
+				c.armed, c.changes = step.armed, nil
+				if err := c.segments(); err != nil || (len(c.changes) == 0) != step.fine {
+					t.Errorf("%s: %+v, %v", k.name, c.changes, err)
+				}
+			}
+			for _, f := range undo {
+				f()
+			}
+		}
+	})
 }
 
 // TestUnknownCode: a kernel whose code is written over in ways that are not known is unknown, not changed; and none is that
