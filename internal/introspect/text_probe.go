@@ -59,16 +59,19 @@ func (t *textCheck) probed(run uint64, got, want []byte) (any bool) {
 		if off >= uint64(len(got)) {
 			break
 		}
-		switch {
-		case got[off] == opInt3:
+		if got[off] == opInt3 {
 			want[off], any = opInt3, true
-		case got[off] == opJumpNear && p.detour != 0 && uint64(len(got))-off >= jumpLen:
-			jump := got[off:][:jumpLen]
-			target := p.at + jumpLen + uint64(int64(int32(binary.LittleEndian.Uint32(jump[1:]))))
-			if target == p.detour && t.code.at(target).owner == ownerMade {
-				copy(want[off:], jump)
-				any = true
-			}
+		} else if got[off] != opJumpNear {
+			continue
+		}
+		if uint64(len(got))-off < jumpLen || p.detour == 0 || t.code.at(p.detour).owner != ownerMade {
+			continue
+		}
+		// The kernel leaves the jump's target behind the breakpoint where it switches a probe off and on again.
+		jump := got[off:][:jumpLen]
+		if p.at+jumpLen+uint64(int64(int32(binary.LittleEndian.Uint32(jump[1:])))) == p.detour {
+			copy(want[off:], jump)
+			any = true
 		}
 	}
 	return any

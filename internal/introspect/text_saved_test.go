@@ -2,12 +2,14 @@ package introspect
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,7 +107,59 @@ func TestSavedText(t *testing.T) {
 		}
 		tamperedSites(t, bad, mem, ref)
 		tamperedAnywhere(t, bad, mem, ref, files)
+		tamperedTables(t, bad, mem)
 	})
+}
+
+// liveModules are those that are compared: none that is being loaded.
+func liveModules(t *testing.T, g *Guest) (list []*loadedModule) {
+	t.Helper()
+	c := &textCheck{Guest: g}
+	err := g.view(func() (err error) {
+		if c.code, err = g.codeMap(); err == nil {
+			list, err = c.loaded()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// entry returns where the last entry of the page tables for an address lies, and what it is.
+func entry(t *testing.T, g *Guest, va uint64) (pa, e uint64) {
+	t.Helper()
+	table := g.space.Root()
+	for level := g.boot.Levels; level > 0; level-- {
+		pa = table + va>>(12+entryBits*(level-1))&511*8
+		var b [8]byte
+		if err := g.mem.ReadPhys(pa, b[:]); err != nil {
+			t.Fatal(err)
+		}
+		if e = binary.LittleEndian.Uint64(b[:]); e&pteLeaf != 0 {
+			break
+		}
+		table = e & pteFrame
+	}
+	return pa, e
+}
+
+// tamperedTables lets the kernel write to a module's code, and execute its data.
+func tamperedTables(t *testing.T, g *Guest, mem *edited) {
+	m := liveModules(t, g)[0]
+	for kind, change := range map[string]func() (pa, e uint64){
+		KindCodeWritable: func() (uint64, uint64) { pa, e := entry(t, g, m.start); return pa, e | pteW },
+		KindCodeUnowned:  func() (uint64, uint64) { pa, e := entry(t, g, m.module); return pa, e &^ pteNoExec },
+	} {
+		clear(mem.lines)
+		pa, e := change()
+		mem.write(pa, binary.LittleEndian.AppendUint64(nil, e))
+		found, _, err := g.CheckExecutable()
+		if err != nil || !slices.ContainsFunc(found, func(f Finding) bool { return f.Kind == kind }) {
+			t.Errorf("%s is not found: %+v, %v", kind, found, err)
+		}
+	}
 }
 
 // cpu is the time that this process has used of the CPU: what a busy machine does not blur.
@@ -198,14 +252,10 @@ func tamperedAnywhere(t *testing.T, g *Guest, mem *edited, ref *kernel.Reference
 			}
 		}
 	}
-	list, err := g.Modules()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range list {
+	for _, m := range liveModules(t, g) {
 		for i := range uint64(4) {
-			flip(t, g, mem, m.Address+i*700, r)
-			flipped[m.Address+i*700] = true
+			flip(t, g, mem, m.start+i*700, r)
+			flipped[m.start+i*700] = true
 		}
 	}
 	if c := tampered(t, g, ref, files); c.stats.Changed < len(flipped) {

@@ -135,6 +135,8 @@ func TestProbedCode(t *testing.T) {
 			{"another jump", []armed{{at: at, detour: made + 64}}, jump(made + 65), false},
 			{"a jump to what is not the kernel's", []armed{{at: at, detour: made + 8192}}, jump(made + 8192), false},
 			{"a jump without a detour", []armed{{at: at}}, jump(made), false},
+			{"a breakpoint over its jump", []armed{{at: at, detour: made + 64}}, append([]byte{0xcc}, jump(made + 64)[1:]...), true},
+			{"a breakpoint over another", []armed{{at: at, detour: made + 64}}, append([]byte{0xcc}, jump(made + 99)[1:]...), false},
 			{"another byte", []armed{{at: at, detour: made}}, []byte{0xcd}, false},
 		} {
 			var undo []func()

@@ -678,21 +678,26 @@ static int unowned(void)
 	return err ? err : protect(page, "x");
 }
 
-/* writable lets the kernel write to code, this module's own, in the page tables: the kernel's own way may refuse it. */
-static int allow_writing(bool allow)
+/* writable makes code that can be written to as well, in the page tables: the kernel's own way may refuse it, and what is done to
+ * this module's own code while it starts is undone when it has. */
+static int execute(bool allow)
 {
 	unsigned int level;
-	pte_t *pte = lookup_address((unsigned long)hook_call, &level);
+	pte_t *pte = lookup_address((unsigned long)page, &level);
 
 	if (!pte || level != PG_LEVEL_4K)
 		return -ENOENT;
-	set_pte(pte, allow ? __pte(pte_val(*pte) | _PAGE_RW) : __pte(pte_val(*pte) & ~_PAGE_RW));
+	set_pte(pte, allow ? pte_mkexec(*pte) : __pte(pte_val(*pte) | _PAGE_NX));
 	return 0;
 }
 
 static int writable(void)
 {
-	return allow_writing(true);
+	page = vmalloc(PAGE_SIZE);
+	if (!page)
+		return -ENOMEM;
+	memset(page, 0xc3, PAGE_SIZE);
+	return execute(true);
 }
 
 /* after_init turns a pointer in memory that is read-only once the kernel has booted, to a function that nothing calls. */
@@ -798,13 +803,13 @@ static void __exit tamper_exit(void)
 		tracepoint_probe_unregister(point, on_tracepoint, NULL);
 		tracepoint_synchronize_unregister();
 	}
-	if (page) {
+	if (!strcmp(how, "unowned")) {
 		protect(page, "nx");
 		protect(page, "rw");
-		vfree(page);
 	}
 	if (!strcmp(how, "writable"))
-		allow_writing(false);
+		execute(false);
+	vfree(page);
 	if (breakpoint)
 		unregister_wide_hw_breakpoint(breakpoint);
 	while (nsaved--)
