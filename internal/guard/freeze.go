@@ -60,7 +60,7 @@ func freeze(ctx context.Context, by freezer, disk medium) *frozen {
 	defer cancel()
 	if _, f.asked, err = by.Freeze(ctx); err != nil {
 		f.why = err.Error()
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || time.Since(f.began) >= freezeTime { // the channel has the same deadline, and may be the first to tell
 			f.why = fmt.Sprintf("the guest did not freeze its file systems in %s", freezeTime)
 		}
 	}
