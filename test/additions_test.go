@@ -1,6 +1,7 @@
 package test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ func TestGuestsHelp(t *testing.T) {
 	}{
 		{"file systems are frozen for a checkpoint", frozenAround},
 		{"a rollback and a clone thaw them", thawedAfter},
+		{"clock and randomness are made new", newClockAndRandomness},
+		{"a clone is called as it is told", ownIdentity},
 		{"a guard that dies leaves none frozen", thawedByTheNext},
 		{"an agent that hangs costs a second", hangingAgent},
 	} {
@@ -64,6 +67,77 @@ func thawedAfter(g *guest) {
 	c.writes()
 	c.hangUp()
 	g.must("rm", "two", "--force")
+}
+
+// newClockAndRandomness goes back by some seconds, and has two clones give out random numbers.
+func newClockAndRandomness(g *guest) {
+	id := g.save()
+	time.Sleep(3 * time.Second)
+	g.hangUp()
+	g.must("rollback", g.name, id, "--at-once")
+	set := g.untilEvent(g.name, "clock.set", time.Minute, func(e event) bool { return e.Fields.text("checkpoint") == id })
+	g.t.Logf("the clock is %.3f s behind", set.Fields.number("behind"))
+	if behind := g.behind(); behind > time.Second || behind < -time.Second {
+		g.t.Errorf("the guest's clock is %s behind", behind)
+	}
+	e := g.untilEvent(g.name, "random.reseeded", time.Minute, func(e event) bool { return e.Fields.text("checkpoint") == id })
+	if e.Fields.text("by") != "additions" || e.Fields["seen"] != true {
+		g.t.Errorf("reseeded by %s", e.Fields.text("by"))
+	}
+	if show := g.must("show", g.name); !strings.Contains(show, "set by the guest's agent") || !strings.Contains(show, "reseeded by additions") {
+		g.t.Errorf("show does not tell: %s", show)
+	}
+	got := map[string]bool{}
+	for _, name := range []string{"two", "three"} {
+		g.must("clone", g.name+"@"+id, name)
+		c := g.host.guest(name)
+		for _, word := range strings.Fields(c.sh("head -c 64 /dev/urandom | od -An -v -w8 -tx8 | tr -d ' '")) {
+			if got[word] {
+				g.t.Errorf("two clones gave out the same random number %s", word)
+			}
+			got[word] = true
+		}
+		c.hangUp()
+		g.must("rm", name, "--force")
+	}
+}
+
+// ownIdentity has a clone take a name, a card's address and an address of its own, and be reached at them.
+func ownIdentity(g *guest) {
+	id := g.save()
+	g.must("clone", g.name+"@"+id, "two", "--own-name", "--mac", "52:54:00:0a:0b:0c", "--address", "10.77.0.99", "--publish", "0:22", "--connect")
+	e := g.untilEvent("two", "clone.identity", time.Minute, func(event) bool { return true })
+	if e.Fields["done"] != true {
+		g.t.Errorf("not done: %s", e.Fields.text("why"))
+	}
+	c := g.host.guest("two")
+	c.ready()
+	if got := c.sh("hostname; cat /sys/class/net/eth0/address; ip -4 -o addr show dev eth0"); !strings.HasPrefix(got, "two\n52:54:00:0a:0b:0c\n") || !strings.Contains(got, " 10.77.0.99/24 ") {
+		g.t.Errorf("it has %q", got)
+	}
+	c.until("the published port answers", time.Minute, func() bool { return banner(c.port(0)) != "" })
+	if show := c.json("show", "two"); show.text("address") != "10.77.0.99" || show.text("hostname") != "two" {
+		g.t.Errorf("show: %v", show)
+	}
+	if got := g.sh("hostname"); got == "two" {
+		g.t.Error("the machine itself is called so")
+	}
+	c.hangUp()
+	g.must("rm", "two", "--force")
+	for _, wrong := range [][]string{{"--mac", "1"}, {"--address", "10.77.0.1"}, {"--address", "x"}, {"--publish", "x"}} {
+		g.refused(2, []string{"use"}, append([]string{"clone", g.name + "@" + id, "three"}, wrong...)...)
+	}
+}
+
+// behind is how far the guest's clock is behind this host's.
+func (g *guest) behind() time.Duration {
+	g.t.Helper()
+	asked := time.Now()
+	ns, err := strconv.ParseInt(g.sh("date +%%s%%N"), 10, 64)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return asked.Add(time.Since(asked) / 2).Sub(time.Unix(0, ns))
 }
 
 func thawedByTheNext(g *guest) {

@@ -65,6 +65,11 @@ func comesBack(g *guest) {
 			}
 		}
 	}
+	behind := g.untilEvent(g.name, "clock.behind", time.Minute, func(e event) bool { return e.Fields.text("checkpoint") == two })
+	if real := g.behind().Seconds(); behind.Fields["measured"] != true || behind.Fields.number("behind") > real+2 {
+		g.t.Errorf("its clock is told to be %.1f s behind, and is %.1f s later", behind.Fields.number("behind"), real)
+	}
+	g.untilEvent(g.name, "random.reused", time.Minute, func(e event) bool { return e.Fields.text("checkpoint") == two })
 	g.sh("echo 1 > /proc/sys/vm/drop_caches; cat /root/disk >/dev/null; dmesg | grep -i 'ext4.*error' && echo BAD; true")
 	if g.vigia("ps", g.name).status != 0 {
 		g.until("ps answers", time.Minute, func() bool { return g.vigia("ps", g.name).status == 0 })

@@ -76,14 +76,16 @@ type Record struct {
 	DiskWhy string    `json:"disk_why,omitempty"` // why the guest's agent, which was asked, did not freeze it
 
 	FrozenSeconds float64 `json:"frozen_seconds,omitempty"` // for how long the guest could not write
-	PauseSeconds  float64 `json:"pause_seconds"`
-	Seconds       float64 `json:"seconds"` // until all was on the disk
-	MemoryBytes   int64   `json:"memory_bytes"`
-	DevicesBytes  int64   `json:"devices_bytes"`
-	DiskBytes     int64   `json:"disk_bytes"` // of the layer that was frozen
-	Pages         int64   `json:"pages"`
-	MemorySum     string  `json:"memory_sum"`
-	DevicesSum    string  `json:"devices_sum"`
+
+	Reseeds      *int64  `json:"reseeds,omitempty"` // how often its kernel had drawn its random numbers' state anew; nil: not known
+	PauseSeconds float64 `json:"pause_seconds"`
+	Seconds      float64 `json:"seconds"` // until all was on the disk
+	MemoryBytes  int64   `json:"memory_bytes"`
+	DevicesBytes int64   `json:"devices_bytes"`
+	DiskBytes    int64   `json:"disk_bytes"` // of the layer that was frozen
+	Pages        int64   `json:"pages"`
+	MemorySum    string  `json:"memory_sum"`
+	DevicesSum   string  `json:"devices_sum"`
 
 	Spec        vm.Spec  `json:"spec"`
 	Origin      vm.ID    `json:"origin"` // whose hardware it is

@@ -156,11 +156,18 @@ func (a *app) cloneCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if !a.json() {
+				a.noteArrival(res.Msg)
+			}
 			return a.printMachine(res.Msg)
 		}),
 		ValidArgsFunction: a.machineNames,
 	}
 	c.Flags().IntVar(&count, "count", 0, "make so many of one checkpoint: NEW-1, NEW-2, …")
+	c.Flags().StringArrayVar(&req.Publish, "publish", nil, "`[ADDRESS:]HOST:GUEST[/udp]`: forward a port of the host; repeatable")
+	c.Flags().BoolVar(&req.OwnName, "own-name", false, "call the guest NEW too, by its agent (--additions exec)")
+	c.Flags().StringVar(&req.Mac, "mac", "", "give its network card this `ADDRESS`, or any with new, by its agent")
+	c.Flags().StringVar(&req.Address, "address", "", "give it this `ADDRESS` of 10.77.0.0/24, by its agent (default: as the other's, each is alone on its network)")
 	c.Flags().BoolVar(&req.Connect, "connect", false, "let it on the network at once")
 	c.Flags().StringVar(&req.Owner, "owner", "", "whose it is, as `text` (default: as the other's)")
 	c.Flags().StringVar(&req.Purpose, "purpose", "", "what it is for, as `text`")

@@ -54,6 +54,7 @@ func (a *app) rollbackCmd() *cobra.Command {
 					return err
 				}
 			}
+			a.noteArrival(res.Msg.GetMachine())
 			return a.printMachine(res.Msg.GetMachine())
 		}),
 		ValidArgsFunction: a.machineNames,
@@ -64,6 +65,17 @@ func (a *app) rollbackCmd() *cobra.Command {
 	c.MarkFlagsMutuallyExclusive("dry-run", "at-once")
 	c.MarkFlagsMutuallyExclusive("vulnerabilities", "at-once")
 	return c
+}
+
+// noteArrival says what is not as it should be in a guest that goes on from a checkpoint, as far as it is known by now.
+func (a *app) noteArrival(m *vigiav1.Machine) {
+	const right = 1 // second
+	if behind := m.GetClockBehindSeconds(); behind > right || behind < -right {
+		a.note("the guest's clock is %s", plain(m.GetClock()))
+	}
+	if strings.HasPrefix(m.GetRandom(), "may repeat") {
+		a.note("the guest's random numbers %s", plain(m.GetRandom()))
+	}
 }
 
 func (a *app) reopens(ctx context.Context, c *api.Client, req *vigiav1.RollbackRequest) error {

@@ -76,6 +76,7 @@ type runState struct {
 	Probe       string                    `json:"probe,omitempty"` // why QEMU has no plugin; empty: it has
 	PrivateRAM  bool                      `json:"private_ram,omitempty"`
 	Shared      checkpoint.ID             `json:"shared,omitempty"`   // whose memory's file it has mapped
+	Arrival     *arrival                  `json:"arrival,omitempty"`  // how its guest stood after it
 	Arriving    checkpoint.ID             `json:"arriving,omitempty"` // which it goes on from, until its guest was helped
 	Asked       vm.Ended                  `json:"asked,omitempty"`    // the end that was asked for: stopped or forced
 }

@@ -204,7 +204,7 @@ func (d *Daemon) spawnGate(ctx context.Context, m *machine, publish []vm.Publish
 	if err != nil {
 		return nil, err
 	}
-	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.MAC(m.origin()).String(), Rules: m.rec.Spec.Net.Rules,
+	cfg := link.GateConfig{ID: m.id(), Name: m.name(), MAC: qemu.CardMAC(&m.rec.Spec, m.origin()), Address: m.rec.Spec.Identity.Address, Rules: m.rec.Spec.Net.Rules,
 		Publish: publish, Resolvers: hostResolvers("/etc/resolv.conf"), MTU: qemu.MTU, Quarantined: m.rec.Quarantined, Ahead: m.ahead}
 	files := slices.Clone(listeners)
 	if m.rec.Reenacts != nil {

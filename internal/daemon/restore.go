@@ -216,6 +216,8 @@ type cloneOrder struct {
 	name, owner, purpose string
 	expires              time.Time
 	connect              bool // let it on the network at once
+	publish              []vm.Publish
+	identity             vm.Identity // what is empty stays as the other's
 }
 
 // clone makes a machine that goes on from a checkpoint.
@@ -230,7 +232,10 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 	defer unpin()
 	began, p := time.Now(), newPace()
 	spec := from.Spec
-	spec.Name, spec.ID, spec.Created, spec.Expires, spec.Publish = o.name, vm.NewID(), began.UTC(), o.expires, nil
+	spec.Name, spec.ID, spec.Created, spec.Expires, spec.Publish = o.name, vm.NewID(), began.UTC(), o.expires, o.publish
+	if err := o.identify(&spec); err != nil {
+		return nil, err
+	}
 	if o.owner != "" {
 		spec.Owner = o.owner
 	}
@@ -257,9 +262,12 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 
 // cloneRunning starts a clone: one that was made ahead where there is one.
 func (d *Daemon) cloneRunning(ctx context.Context, rec record) (m *machine, err error) {
-	ready, rest := d.spares.want(rec.Checkpoint, time.Now())
-	if len(rest) > 0 {
-		d.spawn(func() { d.discard(rest) })
+	var ready *launch
+	if !own(rec) {
+		var rest []*launch
+		if ready, rest = d.spares.want(rec.Checkpoint, time.Now()); len(rest) > 0 {
+			d.spawn(func() { d.discard(rest) })
+		}
 	}
 	if ready != nil {
 		m, err = d.claim(ctx, ready, rec)

@@ -184,6 +184,9 @@ func (s checkpointsServer) Clone(ctx context.Context, r *connect.Request[vigiav1
 		}
 		o.expires = time.Now().UTC().Add(ttl)
 	}
+	if err := o.read(r.Msg); err != nil {
+		return nil, err
+	}
 	from, err := s.source(ctx, r.Msg)
 	if err != nil {
 		return nil, err

@@ -301,6 +301,7 @@ func isolation(process string, measures []jail.Measure) (out []*vigiav1.Isolatio
 // show is brief and what guard and gate say.
 func (m *machine) show(ctx context.Context) *vigiav1.Machine {
 	out := m.brief()
+	m.showArrival(out)
 	guard, gate := m.bothWorkers()
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()

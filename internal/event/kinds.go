@@ -106,6 +106,13 @@ const (
 	InputGiven         Kind = "input.given"
 	CloneCreated       Kind = "clone.created"
 
+	CloneIdentity Kind = "clone.identity"
+
+	ClockSet       Kind = "clock.set"
+	ClockBehind    Kind = "clock.behind"
+	RandomReseeded Kind = "random.reseeded"
+	RandomReused   Kind = "random.reused"
+
 	PolicyAlert    Kind = "policy.alert"
 	ResponseDone   Kind = "response.done"
 	ResponseFailed Kind = "response.failed"
@@ -229,6 +236,16 @@ var Kinds = map[Kind]Schema{
 	CheckpointReopens: {"what a rollback that is about to be done brings back, of what was mended since the checkpoint", []Field{{"id", String, "the checkpoint"}, {"left", String, "the checkpoint of the state that is left"},
 		{"critical", Int, "how many things of that severity"}, {"high", Int, "the same"}, {"medium", Int, "the same"}, {"low", Int, "the same"}, {"items", List, "the worst of them: severity, kind, what, how"},
 		{"seconds", Float, "how long finding them took"}}},
+	CloneIdentity: {"a clone was to be given a name or addresses of its own", []Field{{"hostname", String, "its name; empty: as it was"}, {"mac", String, "of its network card"}, {"address", String, "on its network"},
+		{"done", Bool, "by the word of the guest's agent"}, {"why", String, "why not"}}},
+	ClockSet: {"the clock of a guest that goes on from a checkpoint was set by its agent", []Field{{"checkpoint", String, "the checkpoint"},
+		{"behind", Float, "by how much it is behind still, read in the guest's memory; a guest that rests brings it up to date late"}, {"measured", Bool, "it could be read; else it is the agent's word"}}},
+	ClockBehind: {"the clock of a guest that goes on from a checkpoint is behind, or ahead", []Field{{"checkpoint", String, "the checkpoint"}, {"behind", Float, "by how much; less than 0: ahead"},
+		{"measured", Bool, "it was read in the guest's memory; else it is the checkpoint's age"}, {"why", String, "why it was not set"}}},
+	RandomReseeded: {"a guest that goes on from a checkpoint has drawn its random numbers' state anew", []Field{{"checkpoint", String, "the checkpoint"},
+		{"by", String, "vmgenid: its own kernel, told by a device; additions: its agent"}, {"seen", Bool, "in the kernel's memory; else it is the agent's word"}}},
+	RandomReused: {"a guest that goes on from a checkpoint may give out the same random numbers as before, or as another clone, until its kernel draws their state anew: keys, tokens, numbers of sequences", []Field{{"checkpoint", String, "the checkpoint"}, {"why", String, "why nobody made it do so"}}},
+
 	CloneCreated: {"a machine was made that goes on from a checkpoint", []Field{{"checkpoint", String, "the checkpoint"}, {"from", String, "the machine it is of"}, {"from_id", String, "that machine's id"}, {"seconds", Float, "from the call until the guest ran"}, {"connected", Bool, "it was let on the network at once"}}},
 
 	PolicyAlert: {"a rule was fulfilled", []Field{{"rule", String, "its id"}, {"title", String, "what it says of itself"}, {"severity", String, "low, medium, high or critical"},

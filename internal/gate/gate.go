@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"vigia/internal/jail"
 	"vigia/internal/link"
 	"vigia/internal/network"
+	"vigia/internal/vm"
 )
 
 // Gate is one guest's gate.
@@ -142,7 +144,7 @@ func (g *Gate) configure(r link.Request) error {
 		return err
 	}
 	g.out.SetMachine(cfg.Name)
-	made, err := network.New(network.Config{Name: cfg.Name, MAC: mac, Rules: cfg.Rules, Listeners: listeners,
+	made, err := network.New(network.Config{Name: cfg.Name, MAC: mac, Guest: subnet(cfg.Address), Rules: cfg.Rules, Listeners: listeners,
 		Resolvers: cfg.Resolvers, MTU: cfg.MTU, Stage: stage, Quarantined: cfg.Quarantined, Held: g.out.Holder()}, g.out.Emit)
 	if err != nil {
 		for _, l := range listeners {
@@ -300,4 +302,12 @@ func closeFiles(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
+}
+
+// subnet is a machine's network by its guest's address; the zero one where it has none of its own.
+func subnet(a netip.Addr) netip.Prefix {
+	if !a.IsValid() {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(a, vm.Subnet.Bits())
 }

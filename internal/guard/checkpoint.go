@@ -35,6 +35,9 @@ func (g *Guard) resume(ctx context.Context, r link.Request) (link.Response, erro
 		closeFiles(r.Files)
 		return link.Response{}, errors.New("the guest's kernel has panicked: it stands still until it is ended")
 	}
+	if g.unthawed.Load() { // somebody paused it before it could hear that it may write again
+		defer func() { go thaw(g.ctx, g.agent, thawTimes, thawWait) }()
+	}
 	return monitorCall((*machine.Monitor).Continue)(g, ctx, r)
 }
 
@@ -138,11 +141,12 @@ func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, 
 	ctx, cancel := context.WithTimeout(g.ctx, 3*instantTime)
 	defer cancel()
 	i := instant{g: g, m: m, keeper: keeper, devices: devices, overlay: overlay, freeze: c.Freeze && g.agent != nil}
+	reseeds := g.reseedsSoon(ctx)
 	pause, err := i.take(ctx)
 	if i.frozen == nil {
 		overlay.Close()
 	}
-	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.frozen != nil, At: i.at}
+	done := link.Checkpointed{PauseSeconds: pause.Seconds(), Swapped: i.frozen != nil, At: i.at, Reseeds: reseeds}
 	if err != nil {
 		done.Failed = err.Error()
 	}
@@ -191,7 +195,11 @@ func (i *instant) take(ctx context.Context) (pause time.Duration, err error) {
 		return 0, err
 	}
 	defer i.m.TakeBack(ctx, fd)
+	if status, err := i.m.Status(ctx); err == nil && status == running && i.freeze {
+		i.files = freeze(ctx, i.g.agent, disk.vol, &i.g.unthawed)
+	}
 	pause, err = i.hold(ctx, fd)
+	i.files.thaw(i.g.ctx) // also where nothing has come of it
 	if i.frozen != nil {
 		disk.overlay.Store(i.overlay)
 		err = errors.Join(err, <-i.frozen)
@@ -208,10 +216,6 @@ func (i *instant) hold(ctx context.Context, fd machine.FD) (pause time.Duration,
 		return 0, err
 	}
 	runs := status == running
-	if i.freeze && runs {
-		i.files = freeze(ctx, i.g.agent, i.g.disk.vol)
-		defer i.files.thaw(i.g.ctx) // also where nothing comes of it
-	}
 	began := time.Now()
 	if runs {
 		if err := i.m.Pause(ctx); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"vigia/internal/link"
@@ -43,14 +44,15 @@ type frozen struct {
 	found []ext4.Filesystem
 	held  bool // the disk says so too
 
-	thawed bool // it has been asked to
+	thawed   bool         // it has been asked to
+	unthawed *atomic.Bool // it may not have heard that yet
 
 	took time.Duration // from asking until it was thawed, or until it was not waited for any more
 }
 
 // freeze asks the guest to hold its file systems still. It takes no longer than freezeTime, and fails by saying why.
-func freeze(ctx context.Context, by freezer, disk medium) *frozen {
-	f := &frozen{by: by, disk: disk, began: time.Now()}
+func freeze(ctx context.Context, by freezer, disk medium, unthawed *atomic.Bool) *frozen {
+	f := &frozen{by: by, disk: disk, began: time.Now(), unthawed: unthawed}
 	found, err := ext4.Find(disk, disk.Size())
 	if f.found = found; err != nil {
 		f.why = "the disk can't be read: " + err.Error()
@@ -58,7 +60,11 @@ func freeze(ctx context.Context, by freezer, disk medium) *frozen {
 	}
 	ctx, cancel := context.WithDeadline(ctx, f.began.Add(freezeTime))
 	defer cancel()
-	if _, f.asked, err = by.Freeze(ctx); err != nil {
+	_, f.asked, err = by.Freeze(ctx)
+	if f.asked {
+		unthawed.Store(true)
+	}
+	if err != nil {
 		f.why = err.Error()
 		if ctx.Err() != nil || time.Since(f.began) >= freezeTime { // the channel has the same deadline, and may be the first to tell
 			f.why = fmt.Sprintf("the guest did not freeze its file systems in %s", freezeTime)
@@ -96,7 +102,9 @@ func (f *frozen) thaw(ctx context.Context) {
 	f.thawed = true
 	done := make(chan struct{})
 	go func() {
-		thaw(ctx, f.by, thawTimes, thawWait)
+		if thaw(ctx, f.by, thawTimes, thawWait) == nil {
+			f.unthawed.Store(false)
+		}
 		close(done)
 	}()
 	select {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,7 +96,7 @@ func TestFreeze(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			began := time.Now()
-			f := freeze(ctx, c.agent, ext4Disk(c.open))
+			f := freeze(ctx, c.agent, ext4Disk(c.open), new(atomic.Bool))
 			f.look()
 			f.thaw(ctx)
 			f.thaw(ctx) // twice is once

@@ -53,6 +53,7 @@ type Guard struct {
 	disk       *disk
 	console    *console
 	agent      *additions.Agent
+	unthawed   atomic.Bool // its guest was asked to freeze its file systems, and has not yet said that they are thawed
 	ram        *os.File
 	views      *views
 	sampler    *sampler

@@ -22,6 +22,8 @@ func (g *Guest) views(t testing.TB, r *recorded) {
 		"tables":    func() error { _, err := g.SocketsByTables(); return err },
 		"maps":      func() error { return g.allMaps() },
 		"pulse":     func() error { _, err := g.Pulse(); return err },
+		"clock":     func() error { _, err := g.Clock(); return ignore(err, errNoSymbol) },
+		"reseeds":   func() error { _, err := g.Reseeds(); return ignore(err, errNoRandomness) },
 		"glances":   func() error { _, err := g.Glances(nil); return err },
 		"moments":   func() error { return g.allMoments(g.profile) },
 	} {

@@ -19,7 +19,7 @@ type layout struct {
 	file   struct{ mnt, dentry uint64 }
 	dentry struct{ parent, name, nameLen, pprev uint64 }
 	mount  struct{ mnt, parent, mountpoint, root uint64 }
-	clock  struct{ offsReal, wallSec, wallNsec, seconds uint64 }
+	clock  struct{ offsReal, wallSec, wallNsec, seconds, nsec, shift uint64 }
 
 	cred      idLayout
 	namespace namespaceLayout
@@ -117,6 +117,8 @@ func newLayout(p *kernel.Profile) *layout {
 	l.clock.wallSec = r.optional("timekeeper", "wall_to_monotonic.tv_sec")
 	l.clock.wallNsec = r.optional("timekeeper", "wall_to_monotonic.tv_nsec")
 	l.clock.seconds = r.optional("timekeeper", "xtime_sec")
+	l.clock.nsec = r.optional("timekeeper", "tkr_mono.xtime_nsec")
+	l.clock.shift = r.optional("timekeeper", "tkr_mono.shift")
 	l.err = r.err
 	if !p.Has("task_struct", "real_parent") || !p.Has("task_struct", "tasks") {
 		t.realParent, t.tasks = noField, noField

@@ -95,17 +95,46 @@ type Checkpointed struct {
 	Frozen        bool    `json:"frozen"`         // the guest's file systems were
 	NotFrozen     string  `json:"not_frozen"`     // why not, where its agent was asked
 	FrozenSeconds float64 `json:"frozen_seconds"` // from asking until they were thawed
+
+	Reseeds *int64 `json:"reseeds"` // how often the guest's kernel had drawn its randomness anew; nil: that can't be read
 }
 
 // Arrive is told of a guest that goes on from a checkpoint.
 type Arrive struct {
-	Frozen bool `json:"frozen"` // it was saved with its file systems held still
+	Frozen   bool      `json:"frozen"`   // it was saved with its file systems held still
+	Identify *Identify `json:"identify"` // what it shall be called; nil: as it is
+	Reseeds  *int64    `json:"reseeds"`  // its kernel had drawn its randomness anew so often; nil: nobody knows
+}
+
+// Identify is a name and addresses of a guest's own; what is empty stays as it is.
+type Identify struct {
+	OldMAC   string `json:"old_mac"`
+	MAC      string `json:"mac"`
+	Address  string `json:"address"` // with its prefix
+	Gateway  string `json:"gateway"`
+	Hostname string `json:"hostname"`
 }
 
 // Arrived says what was done for it.
 type Arrived struct {
 	Thawed bool `json:"thawed"`
+
+	Identified  bool   `json:"identified"`
+	IdentifyWhy string `json:"identify_why"` // why not, where it was asked for
+
+	ClockSet   bool     `json:"clock_set"`   // by the guest's agent
+	ClockWhy   string   `json:"clock_why"`   // why not
+	Behind     *float64 `json:"behind"`      // seconds that its clock is behind, read in its memory; nil: that can't be read
+	ReseededBy string   `json:"reseeded_by"` // vmgenid or additions; empty: by nobody
+	ReseedSeen bool     `json:"reseed_seen"` // it was, in the kernel's memory; else it is the agent's word
+	ReseedWhy  string   `json:"reseed_why"`  // why by nobody
 }
+
+// Who makes a guest draw its randomness anew.
+const (
+	ByVMGenID   = "vmgenid"   // its own kernel, told by a device
+	ByAdditions = "additions" // its agent, asked to
+)
 
 // Memory says where QEMU has mapped its guest's memory.
 type Memory struct {

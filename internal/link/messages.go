@@ -251,6 +251,7 @@ type GateConfig struct {
 	ID          vm.ID            `json:"id"`
 	Name        string           `json:"name"`
 	MAC         string           `json:"mac"`
+	Address     netip.Addr       `json:"address,omitzero"` // the guest's; default: the second of vm.Subnet
 	Rules       []vm.NetRule     `json:"rules"`
 	Publish     []vm.Publish     `json:"publish"` // Files[i] listens for Publish[i]
 	Resolvers   []netip.AddrPort `json:"resolvers"`

@@ -127,6 +127,9 @@ func Args(c Config) []string {
 	if c.FDs.GDB != 0 {
 		args = append(append(args, listener("gdb", c.FDs.GDB, false)...), "-gdb", "chardev:gdb")
 	}
+	if c.Record == "" { // a number that is another in each QEMU, by which a kernel knows that it goes on from a checkpoint: it reseeds
+		args = append(args, "-device", "vmgenid,guid=auto")
+	}
 	if c.FDs.Agent != 0 {
 		args = append(args, listener("agent", c.FDs.Agent, false)...)
 		args = append(args,
@@ -166,7 +169,7 @@ func network(c Config) (args []string) {
 	default:
 		args = []string{"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", c.FDs.Net)}
 	}
-	return append(args, "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s%s", MTU, MAC(c.origin()), atOnce(c, ",tx=timer")))
+	return append(args, "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,romfile=,host_mtu=%d,mac=%s%s", MTU, CardMAC(c.Spec, c.origin()), atOnce(c, ",tx=timer")))
 }
 
 // atOnce are a virtio device's options where it is recorded or replayed. What the guest asks of it is to be done as it asks, by its own thread, and what
@@ -222,6 +225,14 @@ const ProbePage = 64<<10 + 1<<20
 
 // MTU of the machine's network card. There is no wire: large frames cost the guest and the gate less for each byte.
 const MTU = 65520
+
+// CardMAC is the hardware address of a machine's card: its own where it was given one, or that of the hardware it has.
+func CardMAC(s *vm.Spec, origin vm.ID) string {
+	if s.Identity.MAC != "" {
+		return s.Identity.MAC
+	}
+	return MAC(origin).String()
+}
 
 // MAC returns the machine's hardware address: QEMU's prefix 52:54:00 and three bytes of the id's hash.
 func MAC(id vm.ID) net.HardwareAddr {

@@ -94,6 +94,7 @@ type Spec struct {
 	CPUs      int               `json:"cpus"`
 	Publish   []Publish         `json:"publish,omitempty"`
 	Net       Net               `json:"net"`
+	Identity  Identity          `json:"identity,omitzero"`
 	Additions []string          `json:"additions,omitempty"`
 	Owner     string            `json:"owner,omitempty"`
 	Purpose   string            `json:"purpose,omitempty"`
@@ -185,6 +186,9 @@ func (s *Spec) Check() error {
 			return fmt.Errorf("%w: publish %s: the host port is named twice", ErrInvalid, p)
 		}
 		seen[key] = true
+	}
+	if err := s.Identity.Check(); err != nil {
+		return err
 	}
 	return s.Net.Check()
 }

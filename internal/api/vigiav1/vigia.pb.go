@@ -229,44 +229,50 @@ func (x *RunRequest) GetKeepInputs() string {
 }
 
 type Machine struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Accelerator   string                 `protobuf:"bytes,4,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
-	Isolation     []*Isolation           `protobuf:"bytes,5,rep,name=isolation,proto3" json:"isolation,omitempty"`
-	Pid           int64                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
-	Image         string                 `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
-	ImageId       string                 `protobuf:"bytes,8,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
-	MemoryBytes   uint64                 `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Cpus          int32                  `protobuf:"varint,10,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	Publish       []string               `protobuf:"bytes,11,rep,name=publish,proto3" json:"publish,omitempty"`
-	Net           string                 `protobuf:"bytes,12,opt,name=net,proto3" json:"net,omitempty"`
-	Rules         []string               `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
-	Owner         string                 `protobuf:"bytes,14,opt,name=owner,proto3" json:"owner,omitempty"`
-	Purpose       string                 `protobuf:"bytes,15,opt,name=purpose,proto3" json:"purpose,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=started,proto3" json:"started,omitempty"`
-	Ended         string                 `protobuf:"bytes,19,opt,name=ended,proto3" json:"ended,omitempty"`   // how the last run came to its end
-	Reason        string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"` // what is known of why
-	Quarantined   bool                   `protobuf:"varint,21,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,22,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Additions     []string               `protobuf:"bytes,23,rep,name=additions,proto3" json:"additions,omitempty"`
-	Disk          *Disk                  `protobuf:"bytes,24,opt,name=disk,proto3" json:"disk,omitempty"`
-	Network       *NetStats              `protobuf:"bytes,25,opt,name=network,proto3" json:"network,omitempty"`
-	Introspection string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
-	GuardPid      int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
-	GatePid       int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
-	Checkpoint    string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`      // the last one of its line: what it was rolled back to, cloned from, or saved as
-	Origin        string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`              // of a clone: the id of the machine whose hardware it has
-	Recording     string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`        // of the last run, and whether it was replayed exactly
-	Replay        *Replay                `protobuf:"bytes,42,opt,name=replay,proto3" json:"replay,omitempty"`              // of a machine that replays another's run
-	Instructions  int64                  `protobuf:"varint,43,opt,name=instructions,proto3" json:"instructions,omitempty"` // executed so far, of a machine that is recorded or replays
-	Inputs        string                 `protobuf:"bytes,44,opt,name=inputs,proto3" json:"inputs,omitempty"`              // what of its input is kept
-	Probe         string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`                // how it is known what processes do: probed or sampled, and why
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id                 string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	State              string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Accelerator        string                 `protobuf:"bytes,4,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	Isolation          []*Isolation           `protobuf:"bytes,5,rep,name=isolation,proto3" json:"isolation,omitempty"`
+	Pid                int64                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Image              string                 `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
+	ImageId            string                 `protobuf:"bytes,8,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	MemoryBytes        uint64                 `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Cpus               int32                  `protobuf:"varint,10,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Publish            []string               `protobuf:"bytes,11,rep,name=publish,proto3" json:"publish,omitempty"`
+	Net                string                 `protobuf:"bytes,12,opt,name=net,proto3" json:"net,omitempty"`
+	Rules              []string               `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
+	Owner              string                 `protobuf:"bytes,14,opt,name=owner,proto3" json:"owner,omitempty"`
+	Purpose            string                 `protobuf:"bytes,15,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Expires            *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`
+	Created            *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
+	Started            *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=started,proto3" json:"started,omitempty"`
+	Ended              string                 `protobuf:"bytes,19,opt,name=ended,proto3" json:"ended,omitempty"`   // how the last run came to its end
+	Reason             string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"` // what is known of why
+	Quarantined        bool                   `protobuf:"varint,21,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
+	Labels             map[string]string      `protobuf:"bytes,22,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Additions          []string               `protobuf:"bytes,23,rep,name=additions,proto3" json:"additions,omitempty"`
+	Disk               *Disk                  `protobuf:"bytes,24,opt,name=disk,proto3" json:"disk,omitempty"`
+	Network            *NetStats              `protobuf:"bytes,25,opt,name=network,proto3" json:"network,omitempty"`
+	Introspection      string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
+	GuardPid           int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
+	GatePid            int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
+	Checkpoint         string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`      // the last one of its line: what it was rolled back to, cloned from, or saved as
+	Origin             string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`              // of a clone: the id of the machine whose hardware it has
+	Recording          string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`        // of the last run, and whether it was replayed exactly
+	Replay             *Replay                `protobuf:"bytes,42,opt,name=replay,proto3" json:"replay,omitempty"`              // of a machine that replays another's run
+	Instructions       int64                  `protobuf:"varint,43,opt,name=instructions,proto3" json:"instructions,omitempty"` // executed so far, of a machine that is recorded or replays
+	Inputs             string                 `protobuf:"bytes,44,opt,name=inputs,proto3" json:"inputs,omitempty"`              // what of its input is kept
+	Clock              string                 `protobuf:"bytes,50,opt,name=clock,proto3" json:"clock,omitempty"`                // of a guest that goes on from a checkpoint: set, or by how much it is behind
+	Random             string                 `protobuf:"bytes,51,opt,name=random,proto3" json:"random,omitempty"`              // of the same: who made it reseed, or that its random numbers may be others' too
+	ClockBehindSeconds *float64               `protobuf:"fixed64,52,opt,name=clock_behind_seconds,json=clockBehindSeconds,proto3,oneof" json:"clock_behind_seconds,omitempty"`
+	Mac                string                 `protobuf:"bytes,53,opt,name=mac,proto3" json:"mac,omitempty"`           // of a clone that was given its own
+	Address            string                 `protobuf:"bytes,54,opt,name=address,proto3" json:"address,omitempty"`   // likewise
+	Hostname           string                 `protobuf:"bytes,55,opt,name=hostname,proto3" json:"hostname,omitempty"` // likewise
+	Probe              string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`       // how it is known what processes do: probed or sampled, and why
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Machine) Reset() {
@@ -533,6 +539,48 @@ func (x *Machine) GetInstructions() int64 {
 func (x *Machine) GetInputs() string {
 	if x != nil {
 		return x.Inputs
+	}
+	return ""
+}
+
+func (x *Machine) GetClock() string {
+	if x != nil {
+		return x.Clock
+	}
+	return ""
+}
+
+func (x *Machine) GetRandom() string {
+	if x != nil {
+		return x.Random
+	}
+	return ""
+}
+
+func (x *Machine) GetClockBehindSeconds() float64 {
+	if x != nil && x.ClockBehindSeconds != nil {
+		return *x.ClockBehindSeconds
+	}
+	return 0
+}
+
+func (x *Machine) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Machine) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Machine) GetHostname() string {
+	if x != nil {
+		return x.Hostname
 	}
 	return ""
 }
@@ -5080,6 +5128,10 @@ type CloneRequest struct {
 	Owner         string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
 	Purpose       string                 `protobuf:"bytes,6,opt,name=purpose,proto3" json:"purpose,omitempty"`
 	Ttl           string                 `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Publish       []string               `protobuf:"bytes,8,rep,name=publish,proto3" json:"publish,omitempty"`                 // ports of the host
+	OwnName       bool                   `protobuf:"varint,9,opt,name=own_name,json=ownName,proto3" json:"own_name,omitempty"` // the guest's host name is the clone's; this and what follows through the guest's agent
+	Mac           string                 `protobuf:"bytes,10,opt,name=mac,proto3" json:"mac,omitempty"`                        // of its network card; new: any
+	Address       string                 `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"`                // on its network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5159,6 +5211,34 @@ func (x *CloneRequest) GetPurpose() string {
 func (x *CloneRequest) GetTtl() string {
 	if x != nil {
 		return x.Ttl
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetPublish() []string {
+	if x != nil {
+		return x.Publish
+	}
+	return nil
+}
+
+func (x *CloneRequest) GetOwnName() bool {
+	if x != nil {
+		return x.OwnName
+	}
+	return false
+}
+
+func (x *CloneRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *CloneRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
 	}
 	return ""
 }
@@ -5403,7 +5483,8 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"keepInputs\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\t\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xce\n" +
+	"\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -5442,10 +5523,17 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06replay\x18* \x01(\v2\x10.vigia.v1.ReplayR\x06replay\x12\"\n" +
 	"\finstructions\x18+ \x01(\x03R\finstructions\x12\x16\n" +
 	"\x06inputs\x18, \x01(\tR\x06inputs\x12\x14\n" +
+	"\x05clock\x182 \x01(\tR\x05clock\x12\x16\n" +
+	"\x06random\x183 \x01(\tR\x06random\x125\n" +
+	"\x14clock_behind_seconds\x184 \x01(\x01H\x00R\x12clockBehindSeconds\x88\x01\x01\x12\x10\n" +
+	"\x03mac\x185 \x01(\tR\x03mac\x12\x18\n" +
+	"\aaddress\x186 \x01(\tR\aaddress\x12\x1a\n" +
+	"\bhostname\x187 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05probe\x18( \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"r\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x17\n" +
+	"\x15_clock_behind_seconds\"r\n" +
 	"\tIsolation\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x18\n" +
 	"\ameasure\x18\x02 \x01(\tR\ameasure\x12\x19\n" +
@@ -5801,7 +5889,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x1a\n" +
-	"\bseverity\x18\x04 \x01(\tR\bseverity\"\xb9\x01\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\"\x9a\x02\n" +
 	"\fCloneRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -5811,7 +5899,12 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\aconnect\x18\x04 \x01(\bR\aconnect\x12\x14\n" +
 	"\x05owner\x18\x05 \x01(\tR\x05owner\x12\x18\n" +
 	"\apurpose\x18\x06 \x01(\tR\apurpose\x12\x10\n" +
-	"\x03ttl\x18\a \x01(\tR\x03ttl\"\xe4\x04\n" +
+	"\x03ttl\x18\a \x01(\tR\x03ttl\x12\x18\n" +
+	"\apublish\x18\b \x03(\tR\apublish\x12\x19\n" +
+	"\bown_name\x18\t \x01(\bR\aownName\x12\x10\n" +
+	"\x03mac\x18\n" +
+	" \x01(\tR\x03mac\x12\x18\n" +
+	"\aaddress\x18\v \x01(\tR\aaddress\"\xe4\x04\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -6128,6 +6221,7 @@ func file_vigia_v1_vigia_proto_init() {
 	if File_vigia_v1_vigia_proto != nil {
 		return
 	}
+	file_vigia_v1_vigia_proto_msgTypes[2].OneofWrappers = []any{}
 	file_vigia_v1_vigia_proto_msgTypes[66].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
