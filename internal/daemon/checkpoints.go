@@ -153,21 +153,13 @@ func (c *checkpointMaking) instant(ctx context.Context, files *savingFiles) (don
 	c.record.Time = time.Now().UTC()
 	ask := link.Checkpoint{Freeze: c.freezes(ctx), Files: []string{link.FileDevices, link.FileKeeper, link.FileOverlay}}
 	_, err = c.callGuard(ctx, link.CallCheckpoint, ask, &done, files.toQEMU, files.toKeeper, overlay)
-	if err != nil { // the guard died, or another has come: what is in use is asked for
-		return done, errors.Join(err, c.recoverLayers(ctx))
-	}
-	if done.At.After(c.record.Time) && done.At.Before(time.Now()) { // since when the guest stood still, from who held it
+	if err == nil && done.At.After(c.record.Time) && done.At.Before(time.Now()) { // since when the guest stood still, from who held it
 		c.record.Time = done.At.UTC()
-	}
-	if done.Swapped {
-		err = c.settleLayers(ctx, true)
-	} else { // this guard may have taken a dead one's place, and begun with the new overlay: then there was nothing to swap
-		err = c.recoverLayers(ctx)
 	}
 	if err == nil && done.Failed != "" {
 		err = errors.New(done.Failed)
 	}
-	return done, err
+	return done, errors.Join(err, c.recoverLayers(ctx)) // what is in use is asked for, whatever was said
 }
 
 // wide is an id as package page has it.

@@ -270,14 +270,17 @@ func (d *Daemon) giveChain(ctx context.Context, k *keeper, id checkpoint.ID, ado
 			f, err := d.checkpoints.Open(r.ID, checkpoint.FileMemory)
 			if err != nil {
 				closeFiles(files)
-				return fmt.Errorf("checkpoint %s: %w: %w", r.ID, checkpoint.ErrDamaged, err)
+				return fmt.Errorf("%w: memory of checkpoint %s, on which it lies: %w", checkpoint.ErrDamaged, r.ID, err)
 			}
 			files, c.Sums = append(files, f), append(c.Sums, r.MemorySum)
 		}
 		_, err := k.conn.Call(ctx, link.CallChain, c, nil, files...)
 		closeFiles(files)
+		if err != nil && !k.gone() {
+			err = fmt.Errorf("%w: %w", checkpoint.ErrDamaged, err)
+		}
 		if err != nil {
-			return fmt.Errorf("checkpoint %s: %w", id, err)
+			return err
 		}
 	}
 	return nil

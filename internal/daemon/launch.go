@@ -223,17 +223,22 @@ func (l *launch) makeRAM(context.Context) error {
 	if err := l.d.files.prepareRAM(); err != nil { // again: whoever tidies /dev/shm up removes an empty directory
 		return err
 	}
-	if free, err := freeBytes(l.d.files.ram); err == nil && free < size {
-		return fmt.Errorf("memory %s: only %d MiB are free in /dev/shm: use less, stop another machine, or enlarge it (mount -o remount,size=… /dev/shm)", vm.FormatSize(size), free>>20)
-	}
 	from, err := l.goesOnFrom()
 	if err != nil {
 		return err
 	}
+	path := l.d.files.ramFile(l.id())
+	if from != nil {
+		if f, err := l.takeAhead(from.ID, path); f != nil || err != nil {
+			return errors.Join(err, l.give(f))
+		}
+	}
+	if free, err := freeBytes(l.d.files.ram); err == nil && free < size {
+		return fmt.Errorf("memory %s: only %d MiB are free in /dev/shm: use less, stop another machine, or enlarge it (mount -o remount,size=… /dev/shm)", vm.FormatSize(size), free>>20)
+	}
 	if from != nil && l.rec.Shares {
 		return l.shareRAM(*from)
 	}
-	path := l.d.files.ramFile(l.id())
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("memory: %w", err)
@@ -255,7 +260,7 @@ func (l *launch) makeRAM(context.Context) error {
 
 // give makes a file QEMU's own user's.
 func (l *launch) give(f *os.File) error {
-	if u := l.user("qemu"); u != nil {
+	if u := l.user("qemu"); u != nil && f != nil {
 		return f.Chown(u.UID, u.GID)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"vigia/internal/image"
 	"vigia/internal/link"
@@ -80,6 +81,8 @@ func (m *machine) pushLayer(ctx context.Context) (*os.File, error) {
 	if len(m.record().Layers) >= maxLayers {
 		return nil, fmt.Errorf("the disk of %s has %d layers already: %w: clone it from a disk of its own, or remove it", m.name(), maxLayers, errState)
 	}
+	m.laying.Lock()
+	defer m.laying.Unlock()
 	path, next, name := m.d.files.overlay(m.id()), m.d.files.machine(m.id())+"/overlay.next", newLayerName()
 	over, err := os.Open(path)
 	if err != nil {
@@ -154,39 +157,59 @@ func sameFile(a, b string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// recoverLayers is settleLayers for who does not know how it went. A guard that runs says how many layers it has; where there is
-// none, the next one opens what the record says, and so ends the swap.
+// recoverLayers is settleLayers for who does not know how it went. A guard that runs says how many layers it has, once it saves no more;
+// where there is none, the next one opens what the record says, and so ends the swap. One that is on its way is waited for.
+//
+// What a guard says of the swap it was asked for is not enough: one that has taken another's place meanwhile found the new overlay in
+// its place, refuses to put it there again, and has it in use.
 func (m *machine) recoverLayers(ctx context.Context) error {
+	m.laying.Lock()
+	defer m.laying.Unlock()
 	rec := m.record()
 	if rec.Pending == "" {
 		return nil
 	}
 	swapped := true
 	if guard, _ := m.bothWorkers(); !guard.gone() {
+		ctx, cancel := context.WithTimeout(ctx, layersTime)
+		defer cancel()
 		// A daemon that was killed may have begun a checkpoint which its guard is just taking.
-		if _, err := guard.conn.Call(ctx, link.CallSettled, nil, nil); err != nil {
+		var has link.GuardStatus
+		_, err := guard.conn.Call(ctx, link.CallSettled, nil, nil)
+		if err == nil {
+			_, err = guard.conn.Call(ctx, link.CallGuardStatus, nil, &has)
+		}
+		if err != nil && !guard.gone() {
 			return err
 		}
-		var s link.GuardStatus
-		if _, err := guard.conn.Call(ctx, link.CallGuardStatus, nil, &s); err != nil {
-			return err
+		with, werr := m.layersWith(rec)
+		if werr != nil {
+			return werr
 		}
-		img, err := m.d.images.Get(rec.Spec.ImageID)
-		if err != nil {
-			return err
-		}
-		files, err := img.OpenDisk()
-		if err != nil {
-			return err
-		}
-		closeFiles(files)
-		with := len(files) + len(rec.Layers) + 1 // with the overlay
-		if !slices.Contains(rec.Layers, rec.Pending) {
-			with++
-		}
-		swapped = s.Layers >= with
+		swapped = err != nil || has.Layers >= with
 	}
 	return m.settleLayers(ctx, swapped)
+}
+
+// layersTime bounds the wait for a guard that is saving: it holds its guest for 20 seconds at most, and freezes a layer then.
+const layersTime = 90 * time.Second
+
+// layersWith is how many layers a guard has that has put the pending overlay to use, that included.
+func (m *machine) layersWith(rec record) (int, error) {
+	img, err := m.d.images.Get(rec.Spec.ImageID)
+	if err != nil {
+		return 0, err
+	}
+	files, err := img.OpenDisk()
+	if err != nil {
+		return 0, err
+	}
+	closeFiles(files)
+	with := len(files) + len(rec.Layers) + 1
+	if !slices.Contains(rec.Layers, rec.Pending) {
+		with++
+	}
+	return with, nil
 }
 
 // sweepLayers removes the layers that no machine and no checkpoint needs. Machines are asked before checkpoints: what a machine

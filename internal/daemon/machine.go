@@ -99,6 +99,10 @@ type machine struct {
 	d  *Daemon
 	op chan struct{} // holds one token: one operation at a time, start, stop or remove
 
+	laying sync.Mutex // held while the disk's layers change their places, and while a guard opens them
+
+	past *ahead // of a rollback; whoever has the token has this
+
 	mu          sync.Mutex
 	rec         record
 	cancelStart context.CancelCauseFunc // while it starts

@@ -25,7 +25,7 @@ type restoration struct {
 	err     error
 }
 
-// restore begins to put a checkpoint's memory into ram, which may be nil where it is there already.
+// restore begins to put a checkpoint's memory into ram; without, it is looked at whole and nothing is kept.
 func (d *Daemon) restore(ctx context.Context, m *machine, from checkpoint.Record, ram *os.File) *restoration {
 	r := &restoration{from: from, done: make(chan struct{})}
 	go func() {
@@ -62,11 +62,11 @@ func (d *Daemon) putBack(ctx context.Context, m *machine, r *restoration, ram *o
 	defer write.Close()
 	ask := link.Restore{DevicesSum: r.from.DevicesSum, Files: []string{link.FileDevicesOut, link.FileDevices}}
 	files := []*os.File{packed, write}
+	if err := d.giveChain(ctx, k, r.from.ID, false); err != nil {
+		read.Close()
+		return err
+	}
 	if ram != nil {
-		if err := d.giveChain(ctx, k, r.from.ID, false); err != nil {
-			read.Close()
-			return err
-		}
 		ask.Files, files = append(ask.Files, link.FileOut), append(files, ram)
 	}
 	p.mark("files")
@@ -129,6 +129,13 @@ func (m *machine) goBack(ctx context.Context, to checkpoint.Record, reason strin
 	}
 	defer m.d.tasks.Done()
 	began, p := time.Now(), newPace()
+	past, err := m.lookAhead(ctx, to)
+	if err != nil {
+		return fmt.Errorf("%s is as it was: %w", m.name(), err)
+	}
+	m.past = past
+	defer func() { m.past = nil; past.giveBack() }()
+	p.mark("ahead")
 	ctx = context.WithoutCancel(ctx)
 	if r := m.running(); r != nil {
 		if err := m.ask(ctx, vm.EndedForced); err != nil {
@@ -230,6 +237,9 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 		return nil, err
 	}
 	defer unpin()
+	if err := d.layersOf(from); err != nil {
+		return nil, err
+	}
 	began, p := time.Now(), newPace()
 	spec := from.Spec
 	spec.Name, spec.ID, spec.Created, spec.Expires, spec.Publish = o.name, vm.NewID(), began.UTC(), o.expires, o.publish

@@ -128,6 +128,8 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 	if err != nil {
 		return err
 	}
+	m.laying.Lock()
+	defer m.laying.Unlock()
 	m.setWorker("guard", nil)
 	w, err := d.spawnGuard(ctx, m, img, r.qemu, nil)
 	if err != nil {

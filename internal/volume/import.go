@@ -222,6 +222,11 @@ func ReadInfo(f *os.File) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	if st, err := f.Stat(); err != nil {
+		return Info{}, err
+	} else if want := h.geo.fileSize(h.size); st.Size() < want {
+		return Info{}, fmt.Errorf("%w: its file has %d bytes, of %d", ErrDamaged, st.Size(), want)
+	}
 	return Info{h.id, h.parent, h.size, h.state == layerFrozen, h.flags&flagContentID != 0}, nil
 }
 

@@ -1,6 +1,8 @@
 package hostile
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -10,6 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"connectrpc.com/connect"
 
 	"vigia/internal/api/vigiav1"
 	"vigia/internal/jail"
@@ -55,6 +60,62 @@ func confined(t *testing.T, h *host) {
 	if os.Getuid() == 0 {
 		comparePeers(t, all)
 	}
+	keeperConfined(t, h, a)
+}
+
+// keeperConfined saves a machine, and looks at the process that has its memory from then on, and at what QEMU has kept of it.
+func keeperConfined(t *testing.T, h *host, m *vigiav1.Machine) {
+	pid := h.keeper(m)
+	for role, pid := range map[string]int64{"keeper": pid, "qemu": m.Pid} {
+		o, err := jail.Observe(int(pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compareWalls(t, m.Name+"/"+role, jail.Profiles[role], o, m)
+		compareMounts(t, m.Name+"/"+role, role, h, m, o)
+		compareDescriptors(t, h, m, role, o)
+	}
+}
+
+// keeper saves a machine, and returns the process that has its memory from then on. The one that made the descriptor of it is gone.
+func (h *host) keeper(m *vigiav1.Machine) (pid int64) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	saved, err := h.client.Checkpoints.Take(ctx, connect.NewRequest(&vigiav1.TakeCheckpointRequest{Name: m.Name}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if how := saved.Msg.How; h.owner == 0 && how != "protected" {
+		h.t.Logf("memory is %s here: %s", how, saved.Msg.GetWhy())
+	}
+	for _, e := range entries(h.t, "/proc") {
+		environ, _ := os.ReadFile("/proc/" + e + "/environ")
+		tag := fmt.Sprintf("VIGIA_TAG=vigia-%d-%s/%s/", h.owner, stateHash(h.state), m.Id)
+		if bytes.Contains(environ, []byte(tag+"planter")) {
+			h.t.Errorf("the planter lives on as process %s", e)
+		}
+		if bytes.Contains(environ, []byte(tag+"keeper")) {
+			n, _ := strconv.Atoi(e)
+			pid = int64(n)
+		}
+	}
+	if pid == 0 {
+		h.t.Fatal("no keeper after a checkpoint")
+	}
+	return pid
+}
+
+func entries(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 // compareWalls wants every wall of the table, and that `show` says the same of it as /proc.
@@ -184,6 +245,9 @@ func (h *host) holds(m *vigiav1.Machine, role string) []hold {
 	const std, events = "standard input, output, error", "event descriptors"
 	all := []hold{{std, "/dev/null", true, 1}, {std, filepath.Join(dir, role+".log"), true, 2},
 		{events, "anon_inode:*eventpoll*", true, 4}, {events, "anon_inode:*eventfd*", true, 1024}}
+	if role == "keeper" { // between two checkpoints; QEMU has kept neither the device nor what it made of it
+		return append(all, hold{"guest memory", ram, false, 1}, hold{"protection", "anon_inode:[userfaultfd]", true, 1})
+	}
 	if role != "qemu" {
 		all = append(all, hold{"tally", "/memfd:tally (deleted)", true, 1})
 	}
@@ -210,6 +274,8 @@ func sockets(m *vigiav1.Machine, role string) map[string]int {
 	switch role {
 	case "qemu": // each once listening and once accepted; and its end of the disk
 		return map[string]int{"qmp.sock": 2, "console.sock": 2, "net.sock": 2 * card, "agent.sock": 2 * agent, "": 1}
+	case "keeper":
+		return map[string]int{"": 1}
 	case "guard":
 		return map[string]int{"guard.sock": 2, "nbd.sock": 2, "": 2 + agent}
 	}
@@ -280,7 +346,7 @@ func writable(t *testing.T, pid, fd int) bool {
 func comparePeers(t *testing.T, processes map[string]int64) {
 	t.Helper()
 	allowed := map[string]bool{"qemu guard": true, "guard qemu": true, "qemu gate": true, "gate qemu": true,
-		"guard daemon": true, "gate daemon": true}
+		"guard daemon": true, "gate daemon": true, "keeper daemon": true}
 	held := holders(processes)
 	seen, peers := map[string]int{}, map[uint32]uint32{}
 	for _, pid := range processes {

@@ -17,8 +17,11 @@ const testPages = 512
 
 // TestMain is also the process that is watched: it writes its shared memory, and says when.
 func TestMain(m *testing.M) {
-	if os.Getenv("PROTECT_TEST") == "victim" {
+	switch os.Getenv("PROTECT_TEST") {
+	case "victim":
 		victim()
+	case "fighter":
+		fighter()
 	}
 	os.Exit(m.Run())
 }
