@@ -35,7 +35,7 @@ func run() error {
 		if name == "guard" {
 			return guard.Main("rogue")
 		}
-		return gate.Main("rogue")
+		return gate.Main("rogue", jail.Gate)
 	case convert.Command:
 		return convert.Main(os.Args[2:])
 	case jail.StageCommand:
