@@ -62,18 +62,19 @@ const (
 
 // Record is what is known of a checkpoint.
 type Record struct {
-	ID      ID        `json:"id"`
-	Machine vm.ID     `json:"machine"`
-	Name    string    `json:"name"` // of the machine, then
-	Parent  ID        `json:"parent,omitempty"`
-	Time    time.Time `json:"time"`
-	Label   string    `json:"label,omitempty"`
-	Stable  bool      `json:"stable,omitempty"` // a state to fall back to
-	Removed bool      `json:"removed,omitempty"`
-	How     string    `json:"how"`
-	Why     string    `json:"why,omitempty"` // why it was copied
-	Disk    string    `json:"disk"`
-	DiskWhy string    `json:"disk_why,omitempty"` // why the guest's agent, which was asked, did not freeze it
+	ID        ID        `json:"id"`
+	Machine   vm.ID     `json:"machine"`
+	Name      string    `json:"name"` // of the machine, then
+	Parent    ID        `json:"parent,omitempty"`
+	Time      time.Time `json:"time"`
+	Label     string    `json:"label,omitempty"`
+	Stable    bool      `json:"stable,omitempty"` // a state to fall back to
+	Removed   bool      `json:"removed,omitempty"`
+	Scheduled bool      `json:"scheduled,omitempty"` // made by the machine's rule
+	How       string    `json:"how"`
+	Why       string    `json:"why,omitempty"` // why it was copied
+	Disk      string    `json:"disk"`
+	DiskWhy   string    `json:"disk_why,omitempty"` // why the guest's agent, which was asked, did not freeze it
 
 	FrozenSeconds float64 `json:"frozen_seconds,omitempty"` // for how long the guest could not write
 

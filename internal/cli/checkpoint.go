@@ -35,7 +35,7 @@ func (a *app) checkpointCmd() *cobra.Command {
 	c.Flags().StringVar(&req.Label, "label", "", "what to call it, as `text`")
 	c.Flags().BoolVar(&req.Stable, "stable", false, "mark it as a state to fall back to")
 	c.Flags().BoolVar(&req.AsItIs, "as-it-is", false, "do not have the guest's agent freeze the file systems")
-	c.AddCommand(a.checkpointMarkCmd(), a.checkpointRmCmd())
+	c.AddCommand(a.checkpointMarkCmd(), a.checkpointRmCmd(), a.checkpointKeepCmd())
 	return c
 }
 
@@ -84,19 +84,45 @@ func (a *app) checkpointMarkCmd() *cobra.Command {
 
 func (a *app) checkpointRmCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "rm ID",
-		Short: "Remove a checkpoint; others that lie on it stay whole",
-		Args:  oneArg("ID"),
+		Use:   "rm ID…",
+		Short: "Remove checkpoints; others that lie on them stay whole",
+		Args:  atLeastOne("ID"),
 		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
-			if _, err := c.Checkpoints.Remove(ctx, connect.NewRequest(&vigiav1.CheckpointRequest{Id: args[0]})); err != nil {
+			return a.removeEach("id", args, func(id string) error {
+				_, err := c.Checkpoints.Remove(ctx, connect.NewRequest(&vigiav1.CheckpointRequest{Id: id}))
 				return err
-			}
-			if a.json() {
-				return a.printValue(map[string]string{"id": args[0], "state": "removed"})
-			}
-			return a.printf("%s removed\n", plain(args[0]))
+			})
 		}),
 	}
+}
+
+func (a *app) checkpointKeepCmd() *cobra.Command {
+	req := &vigiav1.KeepRequest{}
+	var off bool
+	c := &cobra.Command{
+		Use:   "keep NAME",
+		Short: "Save a machine by itself at regular times, and keep the last ones",
+		Long: "Save a machine by itself at regular times, and keep the last ones. What is marked stable or has a label stays beside them, and so does\n" +
+			"what another machine comes from.",
+		Example: "  vigia checkpoint keep web --every 5m --keep 12\n  vigia checkpoint keep web --off",
+		Args:    oneArg("NAME"),
+		RunE: a.remote(func(ctx context.Context, cl *api.Client, args []string) error {
+			if off == (req.Every != "") {
+				return usagef("say how often, as in --every 5m, or --off")
+			}
+			req.Name = args[0]
+			res, err := cl.Checkpoints.Keep(ctx, connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			return a.printMachine(res.Msg)
+		}),
+		ValidArgsFunction: a.machineNames,
+	}
+	c.Flags().StringVar(&req.Every, "every", "", "save it every so `often`, as in 5m")
+	c.Flags().Int32Var(&req.Keep, "keep", 0, "how many of those checkpoints are kept: `N` (default 12)")
+	c.Flags().BoolVar(&off, "off", false, "save it by itself no more; those there are stay")
+	return c
 }
 
 func (a *app) checkpointsCmd() *cobra.Command {
@@ -122,6 +148,9 @@ func (a *app) checkpointsCmd() *cobra.Command {
 				label := c.GetLabel()
 				if c.GetStable() {
 					label = strings.TrimSpace(label + " (stable)")
+				}
+				if c.GetScheduled() {
+					label = strings.TrimSpace(label + " (by rule)")
 				}
 				if c.GetDamaged() != "" {
 					label = "DAMAGED: " + c.GetDamaged()

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -87,23 +88,47 @@ func (a *app) stopCmd() *cobra.Command {
 func (a *app) rmCmd() *cobra.Command {
 	req := &vigiav1.RemoveRequest{}
 	c := &cobra.Command{
-		Use:   "rm NAME",
-		Short: "Remove a stopped machine and its disk",
-		Args:  oneArg("NAME"),
+		Use:   "rm NAME…",
+		Short: "Remove stopped machines and their disks",
+		Args:  atLeastOne("NAME"),
 		RunE: a.remote(func(ctx context.Context, c *api.Client, args []string) error {
-			req.Name = args[0]
-			if _, err := c.Machines.Remove(ctx, connect.NewRequest(req)); err != nil {
+			return a.removeEach("name", args, func(name string) error {
+				req.Name = name
+				_, err := c.Machines.Remove(ctx, connect.NewRequest(req))
 				return err
-			}
-			if a.json() {
-				return a.printValue(map[string]string{"name": req.Name, "state": "removed"})
-			}
-			return a.printf("%s removed\n", plain(req.Name))
+			})
 		}),
 		ValidArgsFunction: a.machineNames,
 	}
 	c.Flags().BoolVar(&req.Force, "force", false, "also when it runs: end it first")
 	return c
+}
+
+// removeEach removes what is named, and goes on past what can't be. JSON is an object for one name, a list for several.
+func (a *app) removeEach(key string, names []string, remove func(string) error) error {
+	var failed error
+	var gone []map[string]string
+	for _, name := range names {
+		err := remove(name)
+		if err == nil && !a.json() {
+			err = a.printf("%s removed\n", plain(name))
+		}
+		if err != nil {
+			if failed != nil {
+				a.note("%s", explain(failed))
+			}
+			failed = err
+			continue
+		}
+		gone = append(gone, map[string]string{key: name, "state": "removed"})
+	}
+	var err error
+	if a.json() && len(names) == 1 && len(gone) == 1 {
+		err = a.printValue(gone[0])
+	} else if a.json() && len(names) > 1 {
+		err = a.printValue(append([]map[string]string{}, gone...))
+	}
+	return errors.Join(failed, err)
 }
 
 // printMachine answers a command that changed a machine.
@@ -181,6 +206,9 @@ func (a *app) describe(m *vigiav1.Machine) error {
 	s.add("address", m.GetAddress())
 	s.add("clock", m.GetClock())
 	s.add("random numbers", m.GetRandom())
+	if every := m.GetCheckpointEverySeconds(); every > 0 {
+		s.add("checkpoints", fmt.Sprintf("every %s, the last %d are kept, the next at %s", time.Duration(every*float64(time.Second)), m.GetKeep(), a.when(m.GetNextCheckpoint())))
+	}
 	s.add("recording", m.GetRecording())
 	s.add("debugger", m.GetReplay().GetGdb())
 	s.add("inputs", m.GetInputs())

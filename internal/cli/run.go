@@ -43,6 +43,9 @@ func (a *app) runCmd() *cobra.Command {
 			if req.Labels, err = parseLabels(labels); err != nil {
 				return err
 			}
+			if req.Keep != 0 && req.CheckpointEvery == "" {
+				return usagef("--keep says how many checkpoints are kept: give --checkpoint-every too")
+			}
 			res, err := c.Machines.Run(ctx, connect.NewRequest(req))
 			if err != nil {
 				return err
@@ -65,6 +68,8 @@ func (a *app) runCmd() *cobra.Command {
 	f.StringArrayVar(&labels, "label", nil, "`KEY=VALUE`; repeatable")
 	f.StringSliceVar(&req.Additions, "additions", nil, "what is connected to the guest: exec (commands and copies)")
 	f.StringVar(&req.Probe, "probe", "", "what processes do: auto (a plugin in QEMU where possible), off (sampled) or on (default auto)")
+	f.StringVar(&req.CheckpointEvery, "checkpoint-every", "", "save it by itself every so `often`, as in 5m")
+	f.Int32Var(&req.Keep, "keep", 0, "how many of those checkpoints are kept: `N` (default 12)")
 	f.BoolVar(&req.Record, "record", false, "record each run, so that it can be replayed (software emulation only, one CPU; some four times slower)")
 	f.StringVar(&req.KeepInputs, "keep-inputs", "", "from the first checkpoint on keep what enters, to replay it: `SIZE[,AGE]` as in 256M,2d, or off (default 64M,7d)")
 	_ = c.RegisterFlagCompletionFunc("probe", cobra.FixedCompletions([]string{"auto", "off", "on"}, cobra.ShellCompDirectiveNoFileComp))

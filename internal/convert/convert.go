@@ -5,6 +5,7 @@
 //	vigia convert sniff|inspect|profile          3: the hostile file, 4: the result (profile)
 //	vigia convert extract PLACE PATH             3: the disk, 4: the result
 //	vigia convert same QUESTION                  from 3 on: the layers of two disks
+//	vigia convert flatten N                      from 3 on: N layers, and the result
 //	vigia convert reopens QUESTION               from 3 on: the layers of two disks, and a file of vulnerabilities
 //
 // The answer to sniff, inspect, same and reopens is JSON on standard output, at most MaxAnswer bytes.
@@ -87,6 +88,11 @@ func answer(args []string, file func(n int) *os.File) (any, error) {
 			return nil, errors.New("same: want one question")
 		}
 		return sameDisks(args[1], file)
+	case "flatten":
+		if len(args) != 2 {
+			return nil, errors.New("flatten: want a number of layers")
+		}
+		return struct{}{}, flatten(args[1], file)
 	case "reopens":
 		if len(args) != 2 {
 			return nil, errors.New("reopens: want one question")

@@ -31,8 +31,19 @@ type checkpointMaking struct {
 	record checkpoint.Record
 }
 
+// saving says what a checkpoint is made for.
+type saving struct {
+	label     string
+	stable    bool
+	scheduled bool // by the machine's rule
+}
+
 // checkpoint saves a running machine. On an error nothing has changed; the guest goes on in any case.
 func (m *machine) checkpoint(ctx context.Context, label string, stable bool) (checkpoint.Record, error) {
+	return m.checkpointAs(ctx, saving{label: label, stable: stable})
+}
+
+func (m *machine) checkpointAs(ctx context.Context, s saving) (checkpoint.Record, error) {
 	unlock, err := m.lock(ctx)
 	if err != nil {
 		return checkpoint.Record{}, err
@@ -53,7 +64,7 @@ func (m *machine) checkpoint(ctx context.Context, label string, stable bool) (ch
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkpointTime)
 	defer cancel()
 	c := &checkpointMaking{machine: m, run: r}
-	rec, err := c.take(ctx, label, stable)
+	rec, err := c.take(ctx, s)
 	if err != nil {
 		err = fmt.Errorf("checkpoint of %s: %w", m.name(), err)
 		m.d.bus.emit(m.name(), event.CheckpointFailed, event.Fields{"reason": event.Text([]byte(err.Error()))})
@@ -61,13 +72,13 @@ func (m *machine) checkpoint(ctx context.Context, label string, stable bool) (ch
 	return rec, err
 }
 
-func (c *checkpointMaking) take(ctx context.Context, label string, stable bool) (checkpoint.Record, error) {
+func (c *checkpointMaking) take(ctx context.Context, s saving) (checkpoint.Record, error) {
 	var err error
 	if c.keeper, err = c.keep(ctx, c.run.qemu); err != nil {
 		return c.record, err
 	}
 	rec := c.machine.record()
-	c.record = checkpoint.Record{Machine: c.id(), Name: c.name(), Parent: c.parent(ctx, rec.Checkpoint), Label: label, Stable: stable,
+	c.record = checkpoint.Record{Machine: c.id(), Name: c.name(), Parent: c.parent(ctx, rec.Checkpoint), Label: s.label, Stable: s.stable, Scheduled: s.scheduled,
 		How: checkpoint.Protected, Disk: checkpoint.CrashConsistent, Spec: rec.Spec, Origin: rec.origin(), Accelerator: rec.Run.Accelerator, QEMU: c.d.qemuVersion}
 	if c.keeper.why != "" {
 		c.record.How, c.record.Why = checkpoint.Copied, c.keeper.why
@@ -88,7 +99,7 @@ func (c *checkpointMaking) take(ctx context.Context, label string, stable bool) 
 	if err := c.change(ctx, func(r *record) { r.Checkpoint = c.draft.ID }); err != nil {
 		return c.record, err
 	}
-	c.d.bus.emit(c.name(), event.CheckpointCreated, event.Fields{"id": string(c.record.ID), "label": label, "parent": string(c.record.Parent),
+	c.d.bus.emit(c.name(), event.CheckpointCreated, event.Fields{"id": string(c.record.ID), "label": s.label, "scheduled": s.scheduled, "parent": string(c.record.Parent),
 		"pause": c.record.PauseSeconds, "seconds": c.record.Seconds, "bytes": c.record.Bytes(), "how": c.record.How, "disk": c.record.Disk, "disk_why": c.record.DiskWhy, "frozen": c.record.FrozenSeconds,
 		"sum": c.record.MemorySum})
 	return c.record, nil
@@ -253,12 +264,13 @@ func (d *Daemon) pin(id checkpoint.ID) (unpin func(), err error) {
 }
 
 // removeCheckpoint takes one away, and the layers that nobody needs then.
-func (d *Daemon) removeCheckpoint(rec checkpoint.Record) error {
+func (d *Daemon) removeCheckpoint(rec checkpoint.Record, reason string) error {
 	if err := d.takeAway(rec); err != nil {
 		return err
 	}
-	d.bus.emit(rec.Name, event.CheckpointRemoved, event.Fields{"id": string(rec.ID)})
+	d.bus.emit(rec.Name, event.CheckpointRemoved, event.Fields{"id": string(rec.ID), "reason": reason})
 	d.sweepLayers()
+	d.spawn(func() { d.mergeLayers(d.ctx) })
 	return nil
 }
 

@@ -129,9 +129,9 @@ func sameFrames(recorded, replayed link.Shown) error {
 func (m *machine) sameDisk(of *machine) error {
 	ctx, cancel := context.WithTimeout(m.d.ctx, compareTime)
 	defer cancel()
-	a, err1 := of.openChain(of.record().Layers)
+	a, err1 := of.openChain(of.layersOf(""))
 	defer func() { closeFiles(a) }()
-	b, err2 := m.openChain(m.record().Layers)
+	b, err2 := m.openChain(m.layersOf(""))
 	defer func() { closeFiles(b) }()
 	overA, err3 := os.OpenFile(m.d.files.overlay(of.id()), os.O_RDWR, 0)
 	overB, err4 := os.OpenFile(m.d.files.overlay(m.id()), os.O_RDWR, 0)

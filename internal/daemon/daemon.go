@@ -87,6 +87,9 @@ type Daemon struct {
 	// lineage is held by who takes a checkpoint or a layer from a list that others may go on from, and by who counts those lists.
 	lineage sync.Mutex
 	pinned  map[checkpoint.ID]int // by who is about to go on from them
+	kept    map[string]int        // layers that nobody names yet, or any more (merge.go)
+	merging sync.Mutex
+	keeping chan struct{} // holds a token for each machine that is being saved by its rule
 }
 
 // Run is a daemon from start to end: it returns when ctx has ended and everything is put away. Machines run on.
@@ -94,7 +97,7 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &Daemon{ctx: ctx, cancel: cancel, opts: opts, log: opts.Log, files: newLayout(opts.State), started: time.Now(),
-		machines: map[string]*machine{}, shared: map[checkpoint.ID]*shared{}, pinned: map[checkpoint.ID]int{}, responses: make(chan policy.Decision, 1024)}
+		machines: map[string]*machine{}, shared: map[checkpoint.ID]*shared{}, pinned: map[checkpoint.ID]int{}, kept: map[string]int{}, keeping: make(chan struct{}, keepAtOnce), responses: make(chan policy.Decision, 1024)}
 	d.spares.most, d.spares.waits = opts.Spares, (*launch).waits
 	var back undo
 	defer back.unwind()
@@ -104,8 +107,9 @@ func Run(ctx context.Context, opts Options) error {
 		}
 	}
 	var kept uint64
-	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepSpares(now); d.keepHead(&kept) })
+	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepUp(now); d.keepSpares(now); d.keepHead(&kept) })
 	d.spawn(func() { d.respondAll(ctx) })
+	d.spawn(func() { d.mergeLayers(ctx) })
 	d.finish(d.left, time.Now())
 	if opts.Ready != nil {
 		opts.Ready()

@@ -79,7 +79,7 @@ func (m *machine) pushLayer(ctx context.Context) (*os.File, error) {
 		return nil, err
 	}
 	if len(m.record().Layers) >= maxLayers {
-		return nil, fmt.Errorf("the disk of %s has %d layers already: %w: clone it from a disk of its own, or remove it", m.name(), maxLayers, errState)
+		return nil, fmt.Errorf("the disk of %s has %d layers already: %w: remove checkpoints that nobody needs, and they are merged", m.name(), maxLayers, errState)
 	}
 	m.laying.Lock()
 	defer m.laying.Unlock()
@@ -157,7 +157,7 @@ func sameFile(a, b string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// recoverLayers is settleLayers for who does not know how it went. A guard that runs says how many layers it has, once it saves no more;
+// recoverLayers is settleLayers for who does not know how it went. A guard that runs says which overlay it has, once it saves no more;
 // where there is none, the next one opens what the record says, and so ends the swap. One that is on its way is waited for.
 //
 // What a guard says of the swap it was asked for is not enough: one that has taken another's place meanwhile found the new overlay in
@@ -182,11 +182,11 @@ func (m *machine) recoverLayers(ctx context.Context) error {
 		if err != nil && !guard.gone() {
 			return err
 		}
-		with, werr := m.layersWith(rec)
-		if werr != nil {
-			return werr
+		if err == nil {
+			if swapped, err = m.hasOverlay(has.Top); err != nil {
+				return err
+			}
 		}
-		swapped = err != nil || has.Layers >= with
 	}
 	return m.settleLayers(ctx, swapped)
 }
@@ -194,22 +194,18 @@ func (m *machine) recoverLayers(ctx context.Context) error {
 // layersTime bounds the wait for a guard that is saving: it holds its guest for 20 seconds at most, and freezes a layer then.
 const layersTime = 90 * time.Second
 
-// layersWith is how many layers a guard has that has put the pending overlay to use, that included.
-func (m *machine) layersWith(rec record) (int, error) {
-	img, err := m.d.images.Get(rec.Spec.ImageID)
+// hasOverlay reports whether an overlay, by its id, is the one that the machine's directory has.
+func (m *machine) hasOverlay(id string) (bool, error) {
+	over, err := os.Open(m.d.files.overlay(m.id()))
 	if err != nil {
-		return 0, err
+		return false, err
 	}
-	files, err := img.OpenDisk()
+	defer over.Close()
+	info, err := volume.ReadInfo(over)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
-	closeFiles(files)
-	with := len(files) + len(rec.Layers) + 1
-	if !slices.Contains(rec.Layers, rec.Pending) {
-		with++
-	}
-	return with, nil
+	return info.ID.String() == id, nil
 }
 
 // sweepLayers removes the layers that no machine and no checkpoint needs. Machines are asked before checkpoints: what a machine
@@ -232,7 +228,7 @@ func (d *Daemon) sweepLayers() {
 	}
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".vol")
-		if ok && !used[name] {
+		if ok && !used[name] && d.kept[name] == 0 {
 			if err := os.Remove(d.files.path("layers", e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				d.log.Warn("a layer that nobody needs stays", "layer", name, "error", err)
 			}
@@ -247,6 +243,9 @@ func (d *Daemon) machinesLayers() (names []string) {
 		names = append(append(names, rec.Layers...), rec.Pending)
 		if rec.Recording != nil {
 			names = append(names, rec.Recording.Layers...)
+		}
+		if rec.Replays != nil {
+			names = append(names, rec.Replays.Recording.Layers...)
 		}
 	}
 	return names

@@ -46,6 +46,7 @@ type record struct {
 	Origin vm.ID `json:"origin,omitempty"`
 	Shares bool  `json:"shares,omitempty"`
 
+	Keep *keepRule `json:"keep,omitempty"` // how often it is saved by itself
 	// Turns are when rules last put the machine back or started it again (turns.go).
 	Turns []time.Time `json:"turns,omitempty"`
 
@@ -107,9 +108,10 @@ type machine struct {
 	rec         record
 	cancelStart context.CancelCauseFunc // while it starts
 	removed     bool
-	why         string // why vigia itself ended QEMU
-	panicked    bool   // the guest stands still in a panic
-	run         *run   // nil: it does not run
+	why         string    // why vigia itself ended QEMU
+	panicked    bool      // the guest stands still in a panic
+	later       time.Time // before then its rule is not looked at
+	run         *run      // nil: it does not run
 	guard       *worker
 	gate        *worker
 	keeper      *keeper

@@ -65,12 +65,13 @@ func (d *Daemon) guardFiles(m *machine, img image.Image, qemu *jail.Process, nbd
 	add(link.FileOverlay, overlay, oerr)
 	layers, lerr := img.OpenDisk()
 	add(link.FileLayer, nil, lerr)
-	rec := m.record()
-	for _, name := range rec.Layers {
+	d.lineage.Lock() // what the record names is there
+	for _, name := range m.record().Layers {
 		f, ferr := openLayer(d.files.layer(name))
 		add("a layer", nil, ferr)
 		layers = append(layers, f)
 	}
+	d.lineage.Unlock()
 	for i, f := range layers {
 		add(link.FileLayer+strconv.Itoa(i), f, nil)
 	}

@@ -50,6 +50,14 @@ func (d *Daemon) reenact(ctx context.Context, m *machine, from checkpoint.Record
 	if err := d.usable(from); err != nil {
 		return nil, err
 	}
+	unpin, err := d.pin(from.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unpin()
+	if from, err = d.checkpoints.Get(from.ID); err != nil { // its layers may have been merged
+		return nil, err
+	}
 	if name == "" {
 		name = m.name() + "-replay"
 	}

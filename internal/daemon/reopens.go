@@ -106,16 +106,12 @@ func openHoles(path string) (*os.File, error) {
 func (m *machine) compareDisks(ctx context.Context, to, left checkpoint.Record, holes *os.File) ([]inventory.Item, error) {
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
-	then, err := m.openChain(to.Layers)
+	then, err := m.openChain(m.layersOf(to.ID))
 	defer func() { closeFiles(then) }()
 	if err != nil {
 		return nil, err
 	}
-	layers := left.Layers
-	if left.ID == "" {
-		layers = m.record().Layers
-	}
-	now, err := m.openChain(layers)
+	now, err := m.openChain(m.layersOf(left.ID))
 	defer func() { closeFiles(now) }()
 	if err != nil {
 		return nil, err
@@ -139,8 +135,25 @@ func (m *machine) compareDisks(ctx context.Context, to, left checkpoint.Record, 
 	return m.d.convert.Reopens(ctx, disks)
 }
 
-// openChain opens the image's layers and those named, the lowest first.
-func (m *machine) openChain(layers []string) ([]*os.File, error) {
+// layersOf asks for a checkpoint's layers, or with none for the machine's own; they may be merged between two askings.
+func (m *machine) layersOf(id checkpoint.ID) func() ([]string, error) {
+	return func() ([]string, error) {
+		if id == "" {
+			return m.record().Layers, nil
+		}
+		r, err := m.d.checkpoints.Get(id)
+		return r.Layers, err
+	}
+}
+
+// openChain opens the image's layers and those asked for, the lowest first.
+func (m *machine) openChain(ask func() ([]string, error)) ([]*os.File, error) {
+	m.d.lineage.Lock() // what is named is there
+	defer m.d.lineage.Unlock()
+	layers, err := ask()
+	if err != nil {
+		return nil, err
+	}
 	img, err := m.d.images.Get(m.record().Spec.ImageID)
 	if err != nil {
 		return nil, err

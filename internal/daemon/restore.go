@@ -237,6 +237,9 @@ func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder
 		return nil, err
 	}
 	defer unpin()
+	if from, err = d.checkpoints.Get(from.ID); err != nil { // its layers may have been merged
+		return nil, err
+	}
 	if err := d.layersOf(from); err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func (s checkpointsServer) Remove(_ context.Context, r *connect.Request[vigiav1.
 	}
 	rec, err := s.d.findCheckpoint(r.Msg.Id)
 	if err == nil {
-		err = s.d.removeCheckpoint(rec)
+		err = s.d.removeCheckpoint(rec, "asked for")
 	}
 	if err != nil {
 		return nil, err
@@ -146,7 +146,7 @@ func (s checkpointsServer) Reopens(ctx context.Context, r *connect.Request[vigia
 	}
 	found, err := m.reopens(ctx, to, r.Msg.Vulnerabilities, "to compare with "+string(to.ID))
 	if found.left.ID != "" {
-		if rerr := s.d.removeCheckpoint(found.left); err == nil {
+		if rerr := s.d.removeCheckpoint(found.left, "it was made to compare with"); err == nil {
 			err = rerr
 		}
 	}
@@ -213,9 +213,25 @@ func (s checkpointsServer) source(ctx context.Context, r *vigiav1.CloneRequest) 
 	return m.checkpoint(ctx, "for the clone "+r.NewName, false)
 }
 
+// Keep sets how often a machine is saved by itself, and how many of those are kept.
+func (s checkpointsServer) Keep(ctx context.Context, r *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error) {
+	m, err := s.d.machine(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	k, err := parseKeep(r.Msg.Every, r.Msg.Keep)
+	if err == nil {
+		err = m.setKeep(ctx, k)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(m.show(ctx)), nil
+}
+
 func shown(r checkpoint.Record) *vigiav1.Checkpoint {
 	return &vigiav1.Checkpoint{Id: string(r.ID), Machine: r.Name, MachineId: string(r.Machine), Time: timestamppb.New(r.Time), Label: r.Label,
 		Stable: r.Stable, Parent: string(r.Parent), PauseMs: r.PauseSeconds * 1000, TookMs: r.Seconds * 1000, Bytes: r.Bytes(),
 		MemoryBytes: r.MemoryBytes, DevicesBytes: r.DevicesBytes, DiskBytes: r.DiskBytes, Pages: r.Pages, How: r.How, Why: r.Why,
-		Disk: r.Disk, DiskWhy: r.DiskWhy, FrozenMs: r.FrozenSeconds * 1000, Image: r.Spec.Image, MachineMemoryBytes: r.Spec.Memory}
+		Disk: r.Disk, DiskWhy: r.DiskWhy, FrozenMs: r.FrozenSeconds * 1000, Image: r.Spec.Image, MachineMemoryBytes: r.Spec.Memory, Scheduled: r.Scheduled}
 }

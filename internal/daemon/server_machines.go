@@ -52,7 +52,14 @@ func (s machinesServer) Run(ctx context.Context, r *connect.Request[vigiav1.RunR
 		return nil, errEnding
 	}
 	defer s.d.tasks.Done()
-	m, err := s.d.create(ctx, spec)
+	keep, err := parseKeep(r.Msg.CheckpointEvery, r.Msg.Keep)
+	if err == nil && keep != nil && spec.Record {
+		err = fmt.Errorf("%w: a machine that is recorded can't be saved in the middle: leave out the one or the other", vm.ErrInvalid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.d.createFrom(ctx, record{Spec: spec, Keep: keep})
 	if err != nil {
 		return nil, err
 	}
@@ -131,11 +138,6 @@ func parseRules(texts []string) ([]vm.NetRule, error) {
 		out = append(out, r)
 	}
 	return out, nil
-}
-
-// create makes a machine's record and its overlay: a clone of the image's disk, in the time it takes to make one file.
-func (d *Daemon) create(ctx context.Context, spec vm.Spec) (*machine, error) {
-	return d.createFrom(ctx, record{Spec: spec})
 }
 
 // forget takes a machine out of the daemon's list and its files off the disk.
@@ -266,6 +268,10 @@ func (m *machine) brief() *vigiav1.Machine {
 	}
 	out.Recording, out.Replay = rec.recordingText(), rec.Replays.show(m.debugger())
 	out.Inputs = m.inputsText(&rec)
+	if k := rec.Keep; k != nil {
+		out.CheckpointEverySeconds, out.Keep = k.Every.Seconds(), int32(k.Keep)
+		out.NextCheckpoint = timestamppb.New(k.next(m.kept()))
+	}
 	if run := rec.Run; run != nil {
 		publish = run.Publish
 		out.Pid, out.GuardPid, out.GatePid = int64(run.QEMU.PID), int64(run.Guard.PID), int64(run.Gate.PID)

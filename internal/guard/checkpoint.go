@@ -106,6 +106,20 @@ func (g *Guard) settled(_ context.Context, r link.Request) (link.Response, error
 	return link.Response{}, nil
 }
 
+// replace puts a layer in the place of those it is made of. The guest goes on meanwhile.
+func (g *Guard) replace(_ context.Context, r link.Request) (link.Response, error) {
+	if len(r.Files) != 1 {
+		closeFiles(r.Files)
+		return link.Response{}, errors.New("replace: one layer is wanted")
+	}
+	n, err := g.disk.vol.Replace(r.Files[0])
+	if err != nil {
+		closeFiles(r.Files)
+		return link.Response{}, err
+	}
+	return link.Response{Body: link.Replaced{Fewer: n}}, nil
+}
+
 // checkpoint holds the guest for an instant, in which the devices' state is written, the disk's overlay frozen and memory
 // taken by the keeper. The guest goes on whatever fails.
 func (g *Guard) checkpoint(ctx context.Context, r link.Request) (link.Response, error) {

@@ -235,7 +235,7 @@ func (d *disk) status(s *link.GuardStatus) {
 			s.DiskUsed = uint64(sys.Blocks) * 512
 		}
 	}
-	s.DiskSize, s.Layers = uint64(d.vol.Size()), st.Layers
+	s.DiskSize, s.Layers, s.Top = uint64(d.vol.Size()), st.Layers, d.vol.ID().String()
 	s.Reads, s.Writes, s.Flushes = uint64(st.Reads), uint64(st.Writes), uint64(st.Flushes)
 	if p := d.named.Load(); p != nil {
 		s.Files = *p

@@ -154,6 +154,7 @@ func init() {
 		link.CallPowerDown:   (*Guard).powerDown,
 		link.CallQuit:        monitorCall((*machine.Monitor).Quit),
 		link.CallHold:        (*Guard).hold,
+		link.CallReplace:     (*Guard).replace,
 		link.CallEnding:      (*Guard).ending,
 		link.CallGuardStatus: (*Guard).status,
 		link.CallRAM:         (*Guard).giveRAM,

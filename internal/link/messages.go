@@ -32,6 +32,7 @@ const (
 	CallResume      = "resume"
 	CallPowerDown   = "powerdown"
 	CallQuit        = "quit"
+	CallReplace     = "replace"   // with a frozen layer, which takes the place of those it is made of → Replaced
 	CallHold        = "hold"      // a guest that stands still after a panic is not ended yet
 	CallGuardStatus = "status"    // → GuardStatus
 	CallRAM         = "ram"       // → the RAM file's descriptor, for a guard to come
@@ -88,6 +89,11 @@ type Ack struct {
 	Seq uint64 `json:"seq"`
 }
 
+// Replaced says how many layers the disk's chain is shorter by.
+type Replaced struct {
+	Fewer int `json:"fewer"`
+}
+
 // Names of the descriptors in a GuardConfig. Layers are "layer0", "layer1", … from the bottom.
 const (
 	FileOverlay     = "overlay"
@@ -140,6 +146,7 @@ type GuardStatus struct {
 	Writes        uint64 `json:"writes"`
 	Flushes       uint64 `json:"flushes"`
 	Layers        int    `json:"layers"`
+	Top           string `json:"top"`   // the overlay's id
 	Files         string `json:"files"` // "named (ext4)", or why not
 	Stalled       string `json:"stalled"`
 	Introspection string `json:"introspection"`

@@ -78,8 +78,8 @@ func openRun(files []file) ([]*layer, error) {
 func copyRun(dst file, h header, run []*layer, m *blockMap, progress func(done, total int64)) error {
 	buf := make([]byte, copySize)
 	for b := int64(0); b < m.blocks; {
-		src, n := m.run(b, copySize/BlockSize)
-		if n = min(n, m.blocks-b); src != srcNone && src != srcZero {
+		src, n := m.run(b, min(copySize/BlockSize, m.blocks-b))
+		if src != srcNone && src != srcZero {
 			p, at := buf[:n*BlockSize], h.geo.dataOff+b*BlockSize
 			l := run[src-1]
 			if err := readFull(l.f, p, l.geo.dataOff+b*BlockSize); err != nil {

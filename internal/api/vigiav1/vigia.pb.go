@@ -73,24 +73,26 @@ func (x *MachineRequest) GetName() string {
 }
 
 type RunRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	MemoryBytes   uint64                 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0: the daemon's default
-	Cpus          int32                  `protobuf:"varint,4,opt,name=cpus,proto3" json:"cpus,omitempty"`                                  // 0: 1
-	Publish       []string               `protobuf:"bytes,5,rep,name=publish,proto3" json:"publish,omitempty"`
-	Net           string                 `protobuf:"bytes,6,opt,name=net,proto3" json:"net,omitempty"` // nat (default) or off
-	Rules         []string               `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"`
-	Owner         string                 `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
-	Purpose       string                 `protobuf:"bytes,9,opt,name=purpose,proto3" json:"purpose,omitempty"`
-	Ttl           string                 `protobuf:"bytes,10,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Additions     []string               `protobuf:"bytes,12,rep,name=additions,proto3" json:"additions,omitempty"`
-	Probe         string                 `protobuf:"bytes,20,opt,name=probe,proto3" json:"probe,omitempty"`                             // auto (default), off or on
-	Record        bool                   `protobuf:"varint,21,opt,name=record,proto3" json:"record,omitempty"`                          // so that each run can be replayed
-	KeepInputs    string                 `protobuf:"bytes,22,opt,name=keep_inputs,json=keepInputs,proto3" json:"keep_inputs,omitempty"` // of what enters, from the first checkpoint on: SIZE[,AGE], or off; empty: the default
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Image           string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	MemoryBytes     uint64                 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0: the daemon's default
+	Cpus            int32                  `protobuf:"varint,4,opt,name=cpus,proto3" json:"cpus,omitempty"`                                  // 0: 1
+	Publish         []string               `protobuf:"bytes,5,rep,name=publish,proto3" json:"publish,omitempty"`
+	Net             string                 `protobuf:"bytes,6,opt,name=net,proto3" json:"net,omitempty"` // nat (default) or off
+	Rules           []string               `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"`
+	Owner           string                 `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	Purpose         string                 `protobuf:"bytes,9,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Ttl             string                 `protobuf:"bytes,10,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Labels          map[string]string      `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Additions       []string               `protobuf:"bytes,12,rep,name=additions,proto3" json:"additions,omitempty"`
+	Probe           string                 `protobuf:"bytes,20,opt,name=probe,proto3" json:"probe,omitempty"`                                            // auto (default), off or on
+	Record          bool                   `protobuf:"varint,21,opt,name=record,proto3" json:"record,omitempty"`                                         // so that each run can be replayed
+	KeepInputs      string                 `protobuf:"bytes,22,opt,name=keep_inputs,json=keepInputs,proto3" json:"keep_inputs,omitempty"`                // of what enters, from the first checkpoint on: SIZE[,AGE], or off; empty: the default
+	CheckpointEvery string                 `protobuf:"bytes,50,opt,name=checkpoint_every,json=checkpointEvery,proto3" json:"checkpoint_every,omitempty"` // a time, as in 5m; empty: it is not saved by itself
+	Keep            int32                  `protobuf:"varint,57,opt,name=keep,proto3" json:"keep,omitempty"`                                             // how many of those checkpoints are kept; 0: the daemon's default
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RunRequest) Reset() {
@@ -228,51 +230,68 @@ func (x *RunRequest) GetKeepInputs() string {
 	return ""
 }
 
+func (x *RunRequest) GetCheckpointEvery() string {
+	if x != nil {
+		return x.CheckpointEvery
+	}
+	return ""
+}
+
+func (x *RunRequest) GetKeep() int32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
 type Machine struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Id                 string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	State              string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Accelerator        string                 `protobuf:"bytes,4,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
-	Isolation          []*Isolation           `protobuf:"bytes,5,rep,name=isolation,proto3" json:"isolation,omitempty"`
-	Pid                int64                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
-	Image              string                 `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
-	ImageId            string                 `protobuf:"bytes,8,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
-	MemoryBytes        uint64                 `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Cpus               int32                  `protobuf:"varint,10,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	Publish            []string               `protobuf:"bytes,11,rep,name=publish,proto3" json:"publish,omitempty"`
-	Net                string                 `protobuf:"bytes,12,opt,name=net,proto3" json:"net,omitempty"`
-	Rules              []string               `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
-	Owner              string                 `protobuf:"bytes,14,opt,name=owner,proto3" json:"owner,omitempty"`
-	Purpose            string                 `protobuf:"bytes,15,opt,name=purpose,proto3" json:"purpose,omitempty"`
-	Expires            *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`
-	Created            *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
-	Started            *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=started,proto3" json:"started,omitempty"`
-	Ended              string                 `protobuf:"bytes,19,opt,name=ended,proto3" json:"ended,omitempty"`   // how the last run came to its end
-	Reason             string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"` // what is known of why
-	Quarantined        bool                   `protobuf:"varint,21,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
-	Labels             map[string]string      `protobuf:"bytes,22,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Additions          []string               `protobuf:"bytes,23,rep,name=additions,proto3" json:"additions,omitempty"`
-	Disk               *Disk                  `protobuf:"bytes,24,opt,name=disk,proto3" json:"disk,omitempty"`
-	Network            *NetStats              `protobuf:"bytes,25,opt,name=network,proto3" json:"network,omitempty"`
-	Introspection      string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
-	GuardPid           int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
-	GatePid            int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
-	Checkpoint         string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`      // the last one of its line: what it was rolled back to, cloned from, or saved as
-	Origin             string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`              // of a clone: the id of the machine whose hardware it has
-	Recording          string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`        // of the last run, and whether it was replayed exactly
-	Replay             *Replay                `protobuf:"bytes,42,opt,name=replay,proto3" json:"replay,omitempty"`              // of a machine that replays another's run
-	Instructions       int64                  `protobuf:"varint,43,opt,name=instructions,proto3" json:"instructions,omitempty"` // executed so far, of a machine that is recorded or replays
-	Inputs             string                 `protobuf:"bytes,44,opt,name=inputs,proto3" json:"inputs,omitempty"`              // what of its input is kept
-	Clock              string                 `protobuf:"bytes,50,opt,name=clock,proto3" json:"clock,omitempty"`                // of a guest that goes on from a checkpoint: set, or by how much it is behind
-	Random             string                 `protobuf:"bytes,51,opt,name=random,proto3" json:"random,omitempty"`              // of the same: who made it reseed, or that its random numbers may be others' too
-	ClockBehindSeconds *float64               `protobuf:"fixed64,52,opt,name=clock_behind_seconds,json=clockBehindSeconds,proto3,oneof" json:"clock_behind_seconds,omitempty"`
-	Mac                string                 `protobuf:"bytes,53,opt,name=mac,proto3" json:"mac,omitempty"`           // of a clone that was given its own
-	Address            string                 `protobuf:"bytes,54,opt,name=address,proto3" json:"address,omitempty"`   // likewise
-	Hostname           string                 `protobuf:"bytes,55,opt,name=hostname,proto3" json:"hostname,omitempty"` // likewise
-	Probe              string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`       // how it is known what processes do: probed or sampled, and why
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	Name                   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id                     string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	State                  string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Accelerator            string                 `protobuf:"bytes,4,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	Isolation              []*Isolation           `protobuf:"bytes,5,rep,name=isolation,proto3" json:"isolation,omitempty"`
+	Pid                    int64                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Image                  string                 `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
+	ImageId                string                 `protobuf:"bytes,8,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	MemoryBytes            uint64                 `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Cpus                   int32                  `protobuf:"varint,10,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Publish                []string               `protobuf:"bytes,11,rep,name=publish,proto3" json:"publish,omitempty"`
+	Net                    string                 `protobuf:"bytes,12,opt,name=net,proto3" json:"net,omitempty"`
+	Rules                  []string               `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
+	Owner                  string                 `protobuf:"bytes,14,opt,name=owner,proto3" json:"owner,omitempty"`
+	Purpose                string                 `protobuf:"bytes,15,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Expires                *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`
+	Created                *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
+	Started                *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=started,proto3" json:"started,omitempty"`
+	Ended                  string                 `protobuf:"bytes,19,opt,name=ended,proto3" json:"ended,omitempty"`   // how the last run came to its end
+	Reason                 string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"` // what is known of why
+	Quarantined            bool                   `protobuf:"varint,21,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
+	Labels                 map[string]string      `protobuf:"bytes,22,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Additions              []string               `protobuf:"bytes,23,rep,name=additions,proto3" json:"additions,omitempty"`
+	Disk                   *Disk                  `protobuf:"bytes,24,opt,name=disk,proto3" json:"disk,omitempty"`
+	Network                *NetStats              `protobuf:"bytes,25,opt,name=network,proto3" json:"network,omitempty"`
+	Introspection          string                 `protobuf:"bytes,26,opt,name=introspection,proto3" json:"introspection,omitempty"` // attached, or why not
+	GuardPid               int64                  `protobuf:"varint,27,opt,name=guard_pid,json=guardPid,proto3" json:"guard_pid,omitempty"`
+	GatePid                int64                  `protobuf:"varint,28,opt,name=gate_pid,json=gatePid,proto3" json:"gate_pid,omitempty"`
+	Checkpoint             string                 `protobuf:"bytes,29,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`      // the last one of its line: what it was rolled back to, cloned from, or saved as
+	Origin                 string                 `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`              // of a clone: the id of the machine whose hardware it has
+	Recording              string                 `protobuf:"bytes,41,opt,name=recording,proto3" json:"recording,omitempty"`        // of the last run, and whether it was replayed exactly
+	Replay                 *Replay                `protobuf:"bytes,42,opt,name=replay,proto3" json:"replay,omitempty"`              // of a machine that replays another's run
+	Instructions           int64                  `protobuf:"varint,43,opt,name=instructions,proto3" json:"instructions,omitempty"` // executed so far, of a machine that is recorded or replays
+	Inputs                 string                 `protobuf:"bytes,44,opt,name=inputs,proto3" json:"inputs,omitempty"`              // what of its input is kept
+	Clock                  string                 `protobuf:"bytes,50,opt,name=clock,proto3" json:"clock,omitempty"`                // of a guest that goes on from a checkpoint: set, or by how much it is behind
+	Random                 string                 `protobuf:"bytes,51,opt,name=random,proto3" json:"random,omitempty"`              // of the same: who made it reseed, or that its random numbers may be others' too
+	ClockBehindSeconds     *float64               `protobuf:"fixed64,52,opt,name=clock_behind_seconds,json=clockBehindSeconds,proto3,oneof" json:"clock_behind_seconds,omitempty"`
+	Mac                    string                 `protobuf:"bytes,53,opt,name=mac,proto3" json:"mac,omitempty"`                                                                         // of a clone that was given its own
+	Address                string                 `protobuf:"bytes,54,opt,name=address,proto3" json:"address,omitempty"`                                                                 // likewise
+	Hostname               string                 `protobuf:"bytes,55,opt,name=hostname,proto3" json:"hostname,omitempty"`                                                               // likewise
+	CheckpointEverySeconds float64                `protobuf:"fixed64,56,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"` // how often it is saved by itself; 0: not at all
+	Keep                   int32                  `protobuf:"varint,57,opt,name=keep,proto3" json:"keep,omitempty"`                                                                      // how many of those checkpoints are kept
+	NextCheckpoint         *timestamppb.Timestamp `protobuf:"bytes,58,opt,name=next_checkpoint,json=nextCheckpoint,proto3" json:"next_checkpoint,omitempty"`                             // when the next one is due, if it runs then
+	Probe                  string                 `protobuf:"bytes,40,opt,name=probe,proto3" json:"probe,omitempty"`                                                                     // how it is known what processes do: probed or sampled, and why
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Machine) Reset() {
@@ -583,6 +602,27 @@ func (x *Machine) GetHostname() string {
 		return x.Hostname
 	}
 	return ""
+}
+
+func (x *Machine) GetCheckpointEverySeconds() float64 {
+	if x != nil {
+		return x.CheckpointEverySeconds
+	}
+	return 0
+}
+
+func (x *Machine) GetKeep() int32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+func (x *Machine) GetNextCheckpoint() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextCheckpoint
+	}
+	return nil
 }
 
 func (x *Machine) GetProbe() string {
@@ -4668,6 +4708,66 @@ func (x *TakeCheckpointRequest) GetAsItIs() bool {
 	return false
 }
 
+type KeepRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Every         string                 `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"` // a time, as in 5m; empty: no more
+	Keep          int32                  `protobuf:"varint,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepRequest) Reset() {
+	*x = KeepRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepRequest) ProtoMessage() {}
+
+func (x *KeepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepRequest.ProtoReflect.Descriptor instead.
+func (*KeepRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *KeepRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KeepRequest) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *KeepRequest) GetKeep() int32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
 type CheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or as many of its first digits as tell it from the others
@@ -4677,7 +4777,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4689,7 +4789,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +4802,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -4721,7 +4821,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4733,7 +4833,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4746,7 +4846,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListCheckpointsRequest) GetName() string {
@@ -4765,7 +4865,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4777,7 +4877,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4790,7 +4890,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4811,7 +4911,7 @@ type ChangeCheckpointRequest struct {
 
 func (x *ChangeCheckpointRequest) Reset() {
 	*x = ChangeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4823,7 +4923,7 @@ func (x *ChangeCheckpointRequest) String() string {
 func (*ChangeCheckpointRequest) ProtoMessage() {}
 
 func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4836,7 +4936,7 @@ func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChangeCheckpointRequest) GetId() string {
@@ -4874,7 +4974,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +4986,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +4999,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RollbackRequest) GetName() string {
@@ -4941,7 +5041,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4953,7 +5053,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4966,7 +5066,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RollbackResponse) GetMachine() *Machine {
@@ -5001,7 +5101,7 @@ type ReopensResponse struct {
 
 func (x *ReopensResponse) Reset() {
 	*x = ReopensResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5013,7 +5113,7 @@ func (x *ReopensResponse) String() string {
 func (*ReopensResponse) ProtoMessage() {}
 
 func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5026,7 +5126,7 @@ func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopensResponse.ProtoReflect.Descriptor instead.
 func (*ReopensResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ReopensResponse) GetCheckpoint() string {
@@ -5063,7 +5163,7 @@ type Reopened struct {
 
 func (x *Reopened) Reset() {
 	*x = Reopened{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5075,7 +5175,7 @@ func (x *Reopened) String() string {
 func (*Reopened) ProtoMessage() {}
 
 func (x *Reopened) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5088,7 +5188,7 @@ func (x *Reopened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reopened.ProtoReflect.Descriptor instead.
 func (*Reopened) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Reopened) GetKind() string {
@@ -5138,7 +5238,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5150,7 +5250,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5163,7 +5263,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CloneRequest) GetName() string {
@@ -5265,6 +5365,7 @@ type Checkpoint struct {
 	Image              string                 `protobuf:"bytes,18,opt,name=image,proto3" json:"image,omitempty"`
 	MachineMemoryBytes uint64                 `protobuf:"varint,19,opt,name=machine_memory_bytes,json=machineMemoryBytes,proto3" json:"machine_memory_bytes,omitempty"`
 	Damaged            string                 `protobuf:"bytes,20,opt,name=damaged,proto3" json:"damaged,omitempty"`                     // what is wrong with it
+	Scheduled          bool                   `protobuf:"varint,50,opt,name=scheduled,proto3" json:"scheduled,omitempty"`                // made by the machine's rule
 	DiskWhy            string                 `protobuf:"bytes,21,opt,name=disk_why,json=diskWhy,proto3" json:"disk_why,omitempty"`      // why the guest's agent, which was asked, did not freeze it
 	FrozenMs           float64                `protobuf:"fixed64,22,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"` // for how long the guest could not write
 	unknownFields      protoimpl.UnknownFields
@@ -5273,7 +5374,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5285,7 +5386,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5298,7 +5399,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{72}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -5441,6 +5542,13 @@ func (x *Checkpoint) GetDamaged() string {
 	return ""
 }
 
+func (x *Checkpoint) GetScheduled() bool {
+	if x != nil {
+		return x.Scheduled
+	}
+	return false
+}
+
 func (x *Checkpoint) GetDiskWhy() string {
 	if x != nil {
 		return x.DiskWhy
@@ -5461,7 +5569,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\n" +
 	"\x14vigia/v1/vigia.proto\x12\bvigia.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n" +
 	"\x0eMachineRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xd3\x03\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x92\x04\n" +
 	"\n" +
 	"RunRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
@@ -5480,11 +5588,12 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x05probe\x18\x14 \x01(\tR\x05probe\x12\x16\n" +
 	"\x06record\x18\x15 \x01(\bR\x06record\x12\x1f\n" +
 	"\vkeep_inputs\x18\x16 \x01(\tR\n" +
-	"keepInputs\x1a9\n" +
+	"keepInputs\x12)\n" +
+	"\x10checkpoint_every\x182 \x01(\tR\x0fcheckpointEvery\x12\x12\n" +
+	"\x04keep\x189 \x01(\x05R\x04keep\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xce\n" +
-	"\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\v\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -5528,7 +5637,10 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x14clock_behind_seconds\x184 \x01(\x01H\x00R\x12clockBehindSeconds\x88\x01\x01\x12\x10\n" +
 	"\x03mac\x185 \x01(\tR\x03mac\x12\x18\n" +
 	"\aaddress\x186 \x01(\tR\aaddress\x12\x1a\n" +
-	"\bhostname\x187 \x01(\tR\bhostname\x12\x14\n" +
+	"\bhostname\x187 \x01(\tR\bhostname\x128\n" +
+	"\x18checkpoint_every_seconds\x188 \x01(\x01R\x16checkpointEverySeconds\x12\x12\n" +
+	"\x04keep\x189 \x01(\x05R\x04keep\x12C\n" +
+	"\x0fnext_checkpoint\x18: \x01(\v2\x1a.google.protobuf.TimestampR\x0enextCheckpoint\x12\x14\n" +
 	"\x05probe\x18( \x01(\tR\x05probe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5855,7 +5967,11 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x16\n" +
 	"\x06stable\x18\x03 \x01(\bR\x06stable\x12\x18\n" +
-	"\bas_it_is\x18\x04 \x01(\bR\x06asItIs\"#\n" +
+	"\bas_it_is\x18\x04 \x01(\bR\x06asItIs\"K\n" +
+	"\vKeepRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\x05R\x04keep\"#\n" +
 	"\x11CheckpointRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\",\n" +
 	"\x16ListCheckpointsRequest\x12\x12\n" +
@@ -5904,7 +6020,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\bown_name\x18\t \x01(\bR\aownName\x12\x10\n" +
 	"\x03mac\x18\n" +
 	" \x01(\tR\x03mac\x12\x18\n" +
-	"\aaddress\x18\v \x01(\tR\aaddress\"\xe4\x04\n" +
+	"\aaddress\x18\v \x01(\tR\aaddress\"\x82\x05\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -5929,7 +6045,8 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04disk\x18\x11 \x01(\tR\x04disk\x12\x14\n" +
 	"\x05image\x18\x12 \x01(\tR\x05image\x120\n" +
 	"\x14machine_memory_bytes\x18\x13 \x01(\x04R\x12machineMemoryBytes\x12\x18\n" +
-	"\adamaged\x18\x14 \x01(\tR\adamaged\x12\x19\n" +
+	"\adamaged\x18\x14 \x01(\tR\adamaged\x12\x1c\n" +
+	"\tscheduled\x182 \x01(\bR\tscheduled\x12\x19\n" +
 	"\bdisk_why\x18\x15 \x01(\tR\adiskWhy\x12\x1b\n" +
 	"\tfrozen_ms\x18\x16 \x01(\x01R\bfrozenMs2\xfa\b\n" +
 	"\bMachines\x12.\n" +
@@ -5954,12 +6071,13 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06Replay\x12\x17.vigia.v1.ReplayRequest\x1a\x11.vigia.v1.Machine\x120\n" +
 	"\x04Seek\x12\x15.vigia.v1.SeekRequest\x1a\x11.vigia.v1.Machine\x126\n" +
 	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x01\x122\n" +
-	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\x8d\x04\n" +
+	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\xbf\x04\n" +
 	"\vCheckpoints\x12=\n" +
 	"\x04Take\x12\x1f.vigia.v1.TakeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12K\n" +
 	"\x04List\x12 .vigia.v1.ListCheckpointsRequest\x1a!.vigia.v1.ListCheckpointsResponse\x12A\n" +
 	"\x06Change\x12!.vigia.v1.ChangeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12?\n" +
-	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x12A\n" +
+	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x120\n" +
+	"\x04Keep\x12\x15.vigia.v1.KeepRequest\x1a\x11.vigia.v1.Machine\x12A\n" +
 	"\bRollback\x12\x19.vigia.v1.RollbackRequest\x1a\x1a.vigia.v1.RollbackResponse\x12?\n" +
 	"\aReopens\x12\x19.vigia.v1.RollbackRequest\x1a\x19.vigia.v1.ReopensResponse\x126\n" +
 	"\aReenact\x12\x18.vigia.v1.ReenactRequest\x1a\x11.vigia.v1.Machine\x122\n" +
@@ -6000,7 +6118,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
@@ -6065,155 +6183,159 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*InfoRequest)(nil),             // 60: vigia.v1.InfoRequest
 	(*InfoResponse)(nil),            // 61: vigia.v1.InfoResponse
 	(*TakeCheckpointRequest)(nil),   // 62: vigia.v1.TakeCheckpointRequest
-	(*CheckpointRequest)(nil),       // 63: vigia.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 64: vigia.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil), // 65: vigia.v1.ListCheckpointsResponse
-	(*ChangeCheckpointRequest)(nil), // 66: vigia.v1.ChangeCheckpointRequest
-	(*RollbackRequest)(nil),         // 67: vigia.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 68: vigia.v1.RollbackResponse
-	(*ReopensResponse)(nil),         // 69: vigia.v1.ReopensResponse
-	(*Reopened)(nil),                // 70: vigia.v1.Reopened
-	(*CloneRequest)(nil),            // 71: vigia.v1.CloneRequest
-	(*Checkpoint)(nil),              // 72: vigia.v1.Checkpoint
-	nil,                             // 73: vigia.v1.RunRequest.LabelsEntry
-	nil,                             // 74: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 75: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 76: google.protobuf.Struct
+	(*KeepRequest)(nil),             // 63: vigia.v1.KeepRequest
+	(*CheckpointRequest)(nil),       // 64: vigia.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 65: vigia.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil), // 66: vigia.v1.ListCheckpointsResponse
+	(*ChangeCheckpointRequest)(nil), // 67: vigia.v1.ChangeCheckpointRequest
+	(*RollbackRequest)(nil),         // 68: vigia.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 69: vigia.v1.RollbackResponse
+	(*ReopensResponse)(nil),         // 70: vigia.v1.ReopensResponse
+	(*Reopened)(nil),                // 71: vigia.v1.Reopened
+	(*CloneRequest)(nil),            // 72: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 73: vigia.v1.Checkpoint
+	nil,                             // 74: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 75: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 76: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 77: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	73, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	74, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	75, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	75, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	75, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	74, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	76, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	76, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	76, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	75, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
 	10, // 8: vigia.v1.Machine.replay:type_name -> vigia.v1.Replay
-	75, // 9: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
-	2,  // 10: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	75, // 11: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
-	75, // 12: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
-	27, // 13: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
-	28, // 14: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
-	26, // 15: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
-	31, // 16: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
-	33, // 17: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
-	35, // 18: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
-	37, // 19: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	75, // 20: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
-	41, // 21: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
-	43, // 22: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
-	42, // 23: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
-	47, // 24: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	75, // 25: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
-	47, // 26: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	75, // 27: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	75, // 28: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	76, // 29: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
-	57, // 30: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	75, // 31: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	75, // 32: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	72, // 33: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
-	2,  // 34: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
-	70, // 35: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
-	70, // 36: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
-	75, // 37: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
-	1,  // 38: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 39: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 40: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 41: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	12, // 42: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 43: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 44: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	13, // 45: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 46: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 47: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	15, // 48: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	16, // 49: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 50: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	18, // 51: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	20, // 52: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	22, // 53: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	8,  // 54: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
-	9,  // 55: vigia.v1.Machines.Seek:input_type -> vigia.v1.SeekRequest
-	25, // 56: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	24, // 57: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
-	62, // 58: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
-	64, // 59: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
-	66, // 60: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
-	63, // 61: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
-	67, // 62: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
-	67, // 63: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
-	11, // 64: vigia.v1.Checkpoints.Reenact:input_type -> vigia.v1.ReenactRequest
-	71, // 65: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
-	0,  // 66: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 67: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 68: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 69: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	29, // 70: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	29, // 71: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 72: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	44, // 73: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	45, // 74: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	49, // 75: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	48, // 76: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	48, // 77: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	52, // 78: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	54, // 79: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	55, // 80: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	58, // 81: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	60, // 82: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 83: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 84: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 85: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 86: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 87: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 88: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 89: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	14, // 90: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 91: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 92: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 93: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	17, // 94: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	17, // 95: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	19, // 96: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	21, // 97: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	23, // 98: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	2,  // 99: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
-	2,  // 100: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
-	23, // 101: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	23, // 102: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
-	72, // 103: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
-	65, // 104: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
-	72, // 105: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
-	14, // 106: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
-	68, // 107: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
-	69, // 108: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
-	2,  // 109: vigia.v1.Checkpoints.Reenact:output_type -> vigia.v1.Machine
-	2,  // 110: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
-	30, // 111: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	32, // 112: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	40, // 113: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	34, // 114: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	36, // 115: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	38, // 116: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	39, // 117: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	46, // 118: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	46, // 119: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	50, // 120: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	14, // 121: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	51, // 122: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	53, // 123: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	56, // 124: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	56, // 125: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	59, // 126: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	61, // 127: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	83, // [83:128] is the sub-list for method output_type
-	38, // [38:83] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	76, // 9: vigia.v1.Machine.next_checkpoint:type_name -> google.protobuf.Timestamp
+	76, // 10: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	2,  // 11: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
+	76, // 12: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
+	76, // 13: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	27, // 14: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
+	28, // 15: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
+	26, // 16: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
+	31, // 17: vigia.v1.ModulesResponse.modules:type_name -> vigia.v1.Module
+	33, // 18: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
+	35, // 19: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
+	37, // 20: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
+	76, // 21: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	41, // 22: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
+	43, // 23: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
+	42, // 24: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
+	47, // 25: vigia.v1.Progress.image:type_name -> vigia.v1.Image
+	76, // 26: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	47, // 27: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
+	76, // 28: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	76, // 29: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	77, // 30: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	57, // 31: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
+	76, // 32: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	76, // 33: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	73, // 34: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	2,  // 35: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
+	71, // 36: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
+	71, // 37: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
+	76, // 38: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	1,  // 39: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 40: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 41: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 42: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	12, // 43: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 44: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 45: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	13, // 46: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 47: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 48: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	15, // 49: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	16, // 50: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 51: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	18, // 52: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	20, // 53: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	22, // 54: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	8,  // 55: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
+	9,  // 56: vigia.v1.Machines.Seek:input_type -> vigia.v1.SeekRequest
+	25, // 57: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	24, // 58: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
+	62, // 59: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	65, // 60: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	67, // 61: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	64, // 62: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	63, // 63: vigia.v1.Checkpoints.Keep:input_type -> vigia.v1.KeepRequest
+	68, // 64: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	68, // 65: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
+	11, // 66: vigia.v1.Checkpoints.Reenact:input_type -> vigia.v1.ReenactRequest
+	72, // 67: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 68: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 69: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 70: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 71: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	29, // 72: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	29, // 73: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 74: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	44, // 75: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	45, // 76: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	49, // 77: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	48, // 78: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	48, // 79: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	52, // 80: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	54, // 81: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	55, // 82: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	58, // 83: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	60, // 84: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 85: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 86: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 87: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 88: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 89: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 90: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 91: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	14, // 92: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 93: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 94: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 95: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	17, // 96: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	17, // 97: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	19, // 98: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	21, // 99: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	23, // 100: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	2,  // 101: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
+	2,  // 102: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
+	23, // 103: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	23, // 104: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
+	73, // 105: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	66, // 106: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	73, // 107: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	14, // 108: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 109: vigia.v1.Checkpoints.Keep:output_type -> vigia.v1.Machine
+	69, // 110: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
+	70, // 111: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
+	2,  // 112: vigia.v1.Checkpoints.Reenact:output_type -> vigia.v1.Machine
+	2,  // 113: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	30, // 114: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	32, // 115: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	40, // 116: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	34, // 117: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	36, // 118: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	38, // 119: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	39, // 120: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	46, // 121: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	46, // 122: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	50, // 123: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	14, // 124: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	51, // 125: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	53, // 126: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	56, // 127: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	56, // 128: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	59, // 129: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	61, // 130: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	85, // [85:131] is the sub-list for method output_type
+	39, // [39:85] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -6222,14 +6344,14 @@ func file_vigia_v1_vigia_proto_init() {
 		return
 	}
 	file_vigia_v1_vigia_proto_msgTypes[2].OneofWrappers = []any{}
-	file_vigia_v1_vigia_proto_msgTypes[66].OneofWrappers = []any{}
+	file_vigia_v1_vigia_proto_msgTypes[67].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   75,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -100,6 +100,8 @@ const (
 	CheckpointsChangeProcedure = "/vigia.v1.Checkpoints/Change"
 	// CheckpointsRemoveProcedure is the fully-qualified name of the Checkpoints's Remove RPC.
 	CheckpointsRemoveProcedure = "/vigia.v1.Checkpoints/Remove"
+	// CheckpointsKeepProcedure is the fully-qualified name of the Checkpoints's Keep RPC.
+	CheckpointsKeepProcedure = "/vigia.v1.Checkpoints/Keep"
 	// CheckpointsRollbackProcedure is the fully-qualified name of the Checkpoints's Rollback RPC.
 	CheckpointsRollbackProcedure = "/vigia.v1.Checkpoints/Rollback"
 	// CheckpointsReopensProcedure is the fully-qualified name of the Checkpoints's Reopens RPC.
@@ -733,6 +735,8 @@ type CheckpointsClient interface {
 	// Change sets a label, or marks a state to fall back to.
 	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
 	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
+	// Keep sets how often a machine is saved by itself, and how many of those checkpoints are kept.
+	Keep(context.Context, *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Rollback puts a machine back to a checkpoint: memory, devices and disk. What that brings back is told first.
 	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error)
 	// Reopens tells what a rollback would bring back that was mended since, and does not do it.
@@ -779,6 +783,12 @@ func NewCheckpointsClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(checkpointsMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		keep: connect.NewClient[vigiav1.KeepRequest, vigiav1.Machine](
+			httpClient,
+			baseURL+CheckpointsKeepProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Keep")),
+			connect.WithClientOptions(opts...),
+		),
 		rollback: connect.NewClient[vigiav1.RollbackRequest, vigiav1.RollbackResponse](
 			httpClient,
 			baseURL+CheckpointsRollbackProcedure,
@@ -812,6 +822,7 @@ type checkpointsClient struct {
 	list     *connect.Client[vigiav1.ListCheckpointsRequest, vigiav1.ListCheckpointsResponse]
 	change   *connect.Client[vigiav1.ChangeCheckpointRequest, vigiav1.Checkpoint]
 	remove   *connect.Client[vigiav1.CheckpointRequest, vigiav1.RemoveResponse]
+	keep     *connect.Client[vigiav1.KeepRequest, vigiav1.Machine]
 	rollback *connect.Client[vigiav1.RollbackRequest, vigiav1.RollbackResponse]
 	reopens  *connect.Client[vigiav1.RollbackRequest, vigiav1.ReopensResponse]
 	reenact  *connect.Client[vigiav1.ReenactRequest, vigiav1.Machine]
@@ -836,6 +847,11 @@ func (c *checkpointsClient) Change(ctx context.Context, req *connect.Request[vig
 // Remove calls vigia.v1.Checkpoints.Remove.
 func (c *checkpointsClient) Remove(ctx context.Context, req *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
 	return c.remove.CallUnary(ctx, req)
+}
+
+// Keep calls vigia.v1.Checkpoints.Keep.
+func (c *checkpointsClient) Keep(ctx context.Context, req *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return c.keep.CallUnary(ctx, req)
 }
 
 // Rollback calls vigia.v1.Checkpoints.Rollback.
@@ -867,6 +883,8 @@ type CheckpointsHandler interface {
 	// Change sets a label, or marks a state to fall back to.
 	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
 	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
+	// Keep sets how often a machine is saved by itself, and how many of those checkpoints are kept.
+	Keep(context.Context, *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Rollback puts a machine back to a checkpoint: memory, devices and disk. What that brings back is told first.
 	Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error)
 	// Reopens tells what a rollback would bring back that was mended since, and does not do it.
@@ -909,6 +927,12 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 		connect.WithSchema(checkpointsMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	checkpointsKeepHandler := connect.NewUnaryHandler(
+		CheckpointsKeepProcedure,
+		svc.Keep,
+		connect.WithSchema(checkpointsMethods.ByName("Keep")),
+		connect.WithHandlerOptions(opts...),
+	)
 	checkpointsRollbackHandler := connect.NewUnaryHandler(
 		CheckpointsRollbackProcedure,
 		svc.Rollback,
@@ -943,6 +967,8 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 			checkpointsChangeHandler.ServeHTTP(w, r)
 		case CheckpointsRemoveProcedure:
 			checkpointsRemoveHandler.ServeHTTP(w, r)
+		case CheckpointsKeepProcedure:
+			checkpointsKeepHandler.ServeHTTP(w, r)
 		case CheckpointsRollbackProcedure:
 			checkpointsRollbackHandler.ServeHTTP(w, r)
 		case CheckpointsReopensProcedure:
@@ -974,6 +1000,10 @@ func (UnimplementedCheckpointsHandler) Change(context.Context, *connect.Request[
 
 func (UnimplementedCheckpointsHandler) Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Remove is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Keep(context.Context, *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Keep is not implemented"))
 }
 
 func (UnimplementedCheckpointsHandler) Rollback(context.Context, *connect.Request[vigiav1.RollbackRequest]) (*connect.Response[vigiav1.RollbackResponse], error) {
