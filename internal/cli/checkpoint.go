@@ -35,7 +35,7 @@ func (a *app) checkpointCmd() *cobra.Command {
 	c.Flags().StringVar(&req.Label, "label", "", "what to call it, as `text`")
 	c.Flags().BoolVar(&req.Stable, "stable", false, "mark it as a state to fall back to")
 	c.Flags().BoolVar(&req.AsItIs, "as-it-is", false, "do not have the guest's agent freeze the file systems")
-	c.AddCommand(a.checkpointMarkCmd(), a.checkpointRmCmd(), a.checkpointKeepCmd())
+	c.AddCommand(a.checkpointMarkCmd(), a.checkpointRmCmd(), a.checkpointKeepCmd(), a.checkpointDiffCmd())
 	return c
 }
 

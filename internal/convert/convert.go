@@ -5,10 +5,12 @@
 //	vigia convert sniff|inspect|profile          3: the hostile file, 4: the result (profile)
 //	vigia convert extract PLACE PATH             3: the disk, 4: the result
 //	vigia convert same QUESTION                  from 3 on: the layers of two disks
+//	vigia convert differ QUESTION                from 3 on: the layers of two disks
+//	vigia convert processes SIZE                 3, 4: two guests' memory, 5: their kernel's profile
 //	vigia convert flatten N                      from 3 on: N layers, and the result
 //	vigia convert reopens QUESTION               from 3 on: the layers of two disks, and a file of vulnerabilities
 //
-// The answer to sniff, inspect, same and reopens is JSON on standard output, at most MaxAnswer bytes.
+// The answer to sniff, inspect, same, differ, processes and reopens is JSON on standard output, at most MaxAnswer bytes.
 package convert
 
 import (
@@ -88,6 +90,14 @@ func answer(args []string, file func(n int) *os.File) (any, error) {
 			return nil, errors.New("same: want one question")
 		}
 		return sameDisks(args[1], file)
+	case "differ", "processes":
+		if len(args) != 2 {
+			return nil, errors.New(args[0] + ": want one question")
+		}
+		if args[0] == "differ" {
+			return diffDisks(args[1], file)
+		}
+		return diffProcesses(args[1], file)
 	case "flatten":
 		if len(args) != 2 {
 			return nil, errors.New("flatten: want a number of layers")

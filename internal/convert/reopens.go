@@ -3,7 +3,6 @@ package convert
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"vigia/internal/inventory"
 	"vigia/internal/inventory/scan"
 	"vigia/internal/volume"
-	"vigia/internal/volume/ext4"
 )
 
 // comparison is the question what a rollback reopens: how many of the files, in order, are the layers of the checkpoint's
@@ -79,23 +77,11 @@ func scanDisk(n int, overlay bool, layer func(n int) *os.File) (scan.State, erro
 		return scan.State{}, err
 	}
 	defer v.Close()
-	list, err := ext4.Find(v, v.Size())
-	if err != nil && !errors.Is(err, ext4.ErrPartitions) {
+	fsys, err := rootOf(v)
+	if err != nil {
 		return scan.State{}, err
 	}
-	for _, at := range list {
-		if !at.Named() {
-			continue
-		}
-		fsys, err := ext4.Open(v, at.Offset, at.Size)
-		if err != nil {
-			return scan.State{}, err
-		}
-		if _, err := fsys.Stat("/etc/passwd"); err == nil {
-			return scan.Read(fsys)
-		}
-	}
-	return scan.State{}, errors.New("no ext4 file system with an /etc/passwd: what this machine's disk holds can't be told")
+	return scan.Read(fsys)
 }
 
 // releases are the names that vulnerability files have for what os-release says.

@@ -107,7 +107,13 @@ func Run(ctx context.Context, opts Options) error {
 		}
 	}
 	var kept uint64
-	d.every(ctx, time.Second, func(now time.Time) { d.bus.tick(now); d.expire(ctx, now); d.keepUp(now); d.keepSpares(now); d.keepHead(&kept) })
+	d.every(ctx, time.Second, func(now time.Time) {
+		d.bus.tick(now)
+		d.expire(ctx, now)
+		d.keepUp(now)
+		d.keepSpares(now)
+		d.keepHead(&kept)
+	})
 	d.spawn(func() { d.respondAll(ctx) })
 	d.spawn(func() { d.mergeLayers(ctx) })
 	d.finish(d.left, time.Now())

@@ -106,33 +106,42 @@ func openHoles(path string) (*os.File, error) {
 func (m *machine) compareDisks(ctx context.Context, to, left checkpoint.Record, holes *os.File) ([]inventory.Item, error) {
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
-	then, err := m.openChain(m.layersOf(to.ID))
-	defer func() { closeFiles(then) }()
+	disks, done, err := m.openDisks(ctx, to, left)
+	defer done()
 	if err != nil {
 		return nil, err
 	}
-	now, err := m.openChain(m.layersOf(left.ID))
-	defer func() { closeFiles(now) }()
-	if err != nil {
-		return nil, err
+	disks.Holes = holes
+	return m.d.convert.Reopens(ctx, disks)
+}
+
+// openDisks opens a checkpoint's disk and another's, or where that has no ID the machine's as it lies there: it must not run then, and
+// is kept from it until done is called.
+func (m *machine) openDisks(ctx context.Context, then, now checkpoint.Record) (d convert.Disks, done func(), err error) {
+	var back undo
+	done = back.unwind
+	if d.Then, err = m.openChain(m.layersOf(then.ID)); err != nil {
+		closeFiles(d.Then)
+		return d, done, err
 	}
-	var overlay *os.File
-	if left.ID == "" { // it does not run: its disk ends in an overlay that nobody has open
+	back.push(func() { closeFiles(d.Then) })
+	if now.ID == "" {
 		unlock, err := m.lock(ctx)
 		if err != nil {
-			return nil, err
+			return d, done, err
 		}
-		defer unlock()
+		back.push(unlock)
 		if m.running() != nil {
-			return nil, fmt.Errorf("%s was started meanwhile: %w: ask again", m.name(), errState)
+			return d, done, fmt.Errorf("%s was started meanwhile: %w: ask again", m.name(), errState)
 		}
-		if overlay, err = os.OpenFile(m.d.files.overlay(m.id()), os.O_RDWR, 0); err != nil {
-			return nil, err
+		if d.Overlay, err = os.OpenFile(m.d.files.overlay(m.id()), os.O_RDWR, 0); err != nil {
+			return d, done, err
 		}
-		defer overlay.Close()
+		back.push(func() { d.Overlay.Close() })
 	}
-	disks := convert.Disks{Then: then, Now: now, Overlay: overlay, Holes: holes}
-	return m.d.convert.Reopens(ctx, disks)
+	d.Now, err = m.openChain(m.layersOf(now.ID))
+	back.push(func() { closeFiles(d.Now) })
+	return d, done, err
 }
 
 // layersOf asks for a checkpoint's layers, or with none for the machine's own; they may be merged between two askings.

@@ -4708,6 +4708,426 @@ func (x *TakeCheckpointRequest) GetAsItIs() bool {
 	return false
 }
 
+type DiffRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"` // empty: now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffRequest) Reset() {
+	*x = DiffRequest{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffRequest) ProtoMessage() {}
+
+func (x *DiffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
+func (*DiffRequest) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *DiffRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type DiffResponse struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	From             string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To               string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`       // empty: now
+	Files            []*ChangedFile         `protobuf:"bytes,3,rep,name=files,proto3" json:"files,omitempty"` // by path
+	Processes        []*ChangedProcess      `protobuf:"bytes,4,rep,name=processes,proto3" json:"processes,omitempty"`
+	FilesLeftOut     int64                  `protobuf:"varint,5,opt,name=files_left_out,json=filesLeftOut,proto3" json:"files_left_out,omitempty"` // for which there was no room
+	ProcessesLeftOut int64                  `protobuf:"varint,6,opt,name=processes_left_out,json=processesLeftOut,proto3" json:"processes_left_out,omitempty"`
+	Notes            []string               `protobuf:"bytes,7,rep,name=notes,proto3" json:"notes,omitempty"` // what could not be compared
+	TookMs           float64                `protobuf:"fixed64,8,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *DiffResponse) Reset() {
+	*x = DiffResponse{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffResponse) ProtoMessage() {}
+
+func (x *DiffResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
+func (*DiffResponse) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *DiffResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *DiffResponse) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *DiffResponse) GetFiles() []*ChangedFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *DiffResponse) GetProcesses() []*ChangedProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+func (x *DiffResponse) GetFilesLeftOut() int64 {
+	if x != nil {
+		return x.FilesLeftOut
+	}
+	return 0
+}
+
+func (x *DiffResponse) GetProcessesLeftOut() int64 {
+	if x != nil {
+		return x.ProcessesLeftOut
+	}
+	return 0
+}
+
+func (x *DiffResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+func (x *DiffResponse) GetTookMs() float64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+type ChangedFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Change        string                 `protobuf:"bytes,2,opt,name=change,proto3" json:"change,omitempty"` // added, removed, changed
+	What          []string               `protobuf:"bytes,3,rep,name=what,proto3" json:"what,omitempty"`     // of a changed one: type, mode, owner, inode, size, times, content, link
+	Before        *FileState             `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
+	After         *FileState             `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangedFile) Reset() {
+	*x = ChangedFile{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangedFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangedFile) ProtoMessage() {}
+
+func (x *ChangedFile) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangedFile.ProtoReflect.Descriptor instead.
+func (*ChangedFile) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ChangedFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ChangedFile) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *ChangedFile) GetWhat() []string {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *ChangedFile) GetBefore() *FileState {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *ChangedFile) GetAfter() *FileState {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type FileState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Uid           uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	Modified      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=modified,proto3" json:"modified,omitempty"` // the guest's own word
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileState) Reset() {
+	*x = FileState{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileState) ProtoMessage() {}
+
+func (x *FileState) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileState.ProtoReflect.Descriptor instead.
+func (*FileState) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *FileState) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *FileState) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *FileState) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *FileState) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *FileState) GetModified() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Modified
+	}
+	return nil
+}
+
+type ChangedProcess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        string                 `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"` // started, ended, changed
+	What          []string               `protobuf:"bytes,2,rep,name=what,proto3" json:"what,omitempty"`     // of a changed one: user, program, parent
+	Pid           int64                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	Ppid          int64                  `protobuf:"varint,4,opt,name=ppid,proto3" json:"ppid,omitempty"`
+	Uid           int64                  `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	Euid          int64                  `protobuf:"varint,6,opt,name=euid,proto3" json:"euid,omitempty"`
+	Comm          string                 `protobuf:"bytes,7,opt,name=comm,proto3" json:"comm,omitempty"`
+	Cmdline       string                 `protobuf:"bytes,8,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
+	Exe           string                 `protobuf:"bytes,9,opt,name=exe,proto3" json:"exe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangedProcess) Reset() {
+	*x = ChangedProcess{}
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangedProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangedProcess) ProtoMessage() {}
+
+func (x *ChangedProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangedProcess.ProtoReflect.Descriptor instead.
+func (*ChangedProcess) Descriptor() ([]byte, []int) {
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ChangedProcess) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *ChangedProcess) GetWhat() []string {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *ChangedProcess) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ChangedProcess) GetPpid() int64 {
+	if x != nil {
+		return x.Ppid
+	}
+	return 0
+}
+
+func (x *ChangedProcess) GetUid() int64 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *ChangedProcess) GetEuid() int64 {
+	if x != nil {
+		return x.Euid
+	}
+	return 0
+}
+
+func (x *ChangedProcess) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *ChangedProcess) GetCmdline() string {
+	if x != nil {
+		return x.Cmdline
+	}
+	return ""
+}
+
+func (x *ChangedProcess) GetExe() string {
+	if x != nil {
+		return x.Exe
+	}
+	return ""
+}
+
 type KeepRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4719,7 +5139,7 @@ type KeepRequest struct {
 
 func (x *KeepRequest) Reset() {
 	*x = KeepRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +5151,7 @@ func (x *KeepRequest) String() string {
 func (*KeepRequest) ProtoMessage() {}
 
 func (x *KeepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[63]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +5164,7 @@ func (x *KeepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepRequest.ProtoReflect.Descriptor instead.
 func (*KeepRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{63}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *KeepRequest) GetName() string {
@@ -4777,7 +5197,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4789,7 +5209,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[64]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4802,7 +5222,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{64}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -4821,7 +5241,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4833,7 +5253,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[65]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4846,7 +5266,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{65}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListCheckpointsRequest) GetName() string {
@@ -4865,7 +5285,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4877,7 +5297,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[66]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4890,7 +5310,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{66}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4911,7 +5331,7 @@ type ChangeCheckpointRequest struct {
 
 func (x *ChangeCheckpointRequest) Reset() {
 	*x = ChangeCheckpointRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4923,7 +5343,7 @@ func (x *ChangeCheckpointRequest) String() string {
 func (*ChangeCheckpointRequest) ProtoMessage() {}
 
 func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[67]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4936,7 +5356,7 @@ func (x *ChangeCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{67}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ChangeCheckpointRequest) GetId() string {
@@ -4974,7 +5394,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +5406,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[68]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4999,7 +5419,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{68}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RollbackRequest) GetName() string {
@@ -5041,7 +5461,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5053,7 +5473,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[69]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5066,7 +5486,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{69}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RollbackResponse) GetMachine() *Machine {
@@ -5101,7 +5521,7 @@ type ReopensResponse struct {
 
 func (x *ReopensResponse) Reset() {
 	*x = ReopensResponse{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5113,7 +5533,7 @@ func (x *ReopensResponse) String() string {
 func (*ReopensResponse) ProtoMessage() {}
 
 func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[70]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5126,7 +5546,7 @@ func (x *ReopensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopensResponse.ProtoReflect.Descriptor instead.
 func (*ReopensResponse) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{70}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ReopensResponse) GetCheckpoint() string {
@@ -5163,7 +5583,7 @@ type Reopened struct {
 
 func (x *Reopened) Reset() {
 	*x = Reopened{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5175,7 +5595,7 @@ func (x *Reopened) String() string {
 func (*Reopened) ProtoMessage() {}
 
 func (x *Reopened) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[71]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5188,7 +5608,7 @@ func (x *Reopened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reopened.ProtoReflect.Descriptor instead.
 func (*Reopened) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{71}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Reopened) GetKind() string {
@@ -5238,7 +5658,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5250,7 +5670,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[72]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5263,7 +5683,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{72}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CloneRequest) GetName() string {
@@ -5374,7 +5794,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_vigia_v1_vigia_proto_msgTypes[73]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5386,7 +5806,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_vigia_v1_vigia_proto_msgTypes[73]
+	mi := &file_vigia_v1_vigia_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5399,7 +5819,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{73}
+	return file_vigia_v1_vigia_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -5967,7 +6387,42 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x16\n" +
 	"\x06stable\x18\x03 \x01(\bR\x06stable\x12\x18\n" +
-	"\bas_it_is\x18\x04 \x01(\bR\x06asItIs\"K\n" +
+	"\bas_it_is\x18\x04 \x01(\bR\x06asItIs\"E\n" +
+	"\vDiffRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\"\x9a\x02\n" +
+	"\fDiffResponse\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12+\n" +
+	"\x05files\x18\x03 \x03(\v2\x15.vigia.v1.ChangedFileR\x05files\x126\n" +
+	"\tprocesses\x18\x04 \x03(\v2\x18.vigia.v1.ChangedProcessR\tprocesses\x12$\n" +
+	"\x0efiles_left_out\x18\x05 \x01(\x03R\ffilesLeftOut\x12,\n" +
+	"\x12processes_left_out\x18\x06 \x01(\x03R\x10processesLeftOut\x12\x14\n" +
+	"\x05notes\x18\a \x03(\tR\x05notes\x12\x17\n" +
+	"\atook_ms\x18\b \x01(\x01R\x06tookMs\"\xa5\x01\n" +
+	"\vChangedFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06change\x18\x02 \x01(\tR\x06change\x12\x12\n" +
+	"\x04what\x18\x03 \x03(\tR\x04what\x12+\n" +
+	"\x06before\x18\x04 \x01(\v2\x13.vigia.v1.FileStateR\x06before\x12)\n" +
+	"\x05after\x18\x05 \x01(\v2\x13.vigia.v1.FileStateR\x05after\"\x8f\x01\n" +
+	"\tFileState\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x126\n" +
+	"\bmodified\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bmodified\"\xc8\x01\n" +
+	"\x0eChangedProcess\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\tR\x06change\x12\x12\n" +
+	"\x04what\x18\x02 \x03(\tR\x04what\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x12\n" +
+	"\x04ppid\x18\x04 \x01(\x03R\x04ppid\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\x03R\x03uid\x12\x12\n" +
+	"\x04euid\x18\x06 \x01(\x03R\x04euid\x12\x12\n" +
+	"\x04comm\x18\a \x01(\tR\x04comm\x12\x18\n" +
+	"\acmdline\x18\b \x01(\tR\acmdline\x12\x10\n" +
+	"\x03exe\x18\t \x01(\tR\x03exe\"K\n" +
 	"\vKeepRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
@@ -6071,12 +6526,13 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\x06Replay\x12\x17.vigia.v1.ReplayRequest\x1a\x11.vigia.v1.Machine\x120\n" +
 	"\x04Seek\x12\x15.vigia.v1.SeekRequest\x1a\x11.vigia.v1.Machine\x126\n" +
 	"\aCapture\x12\x18.vigia.v1.CaptureRequest\x1a\x0f.vigia.v1.Chunk0\x01\x122\n" +
-	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\xbf\x04\n" +
+	"\x05Trace\x12\x16.vigia.v1.TraceRequest\x1a\x0f.vigia.v1.Chunk0\x012\xf6\x04\n" +
 	"\vCheckpoints\x12=\n" +
 	"\x04Take\x12\x1f.vigia.v1.TakeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12K\n" +
 	"\x04List\x12 .vigia.v1.ListCheckpointsRequest\x1a!.vigia.v1.ListCheckpointsResponse\x12A\n" +
 	"\x06Change\x12!.vigia.v1.ChangeCheckpointRequest\x1a\x14.vigia.v1.Checkpoint\x12?\n" +
-	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x120\n" +
+	"\x06Remove\x12\x1b.vigia.v1.CheckpointRequest\x1a\x18.vigia.v1.RemoveResponse\x125\n" +
+	"\x04Diff\x12\x15.vigia.v1.DiffRequest\x1a\x16.vigia.v1.DiffResponse\x120\n" +
 	"\x04Keep\x12\x15.vigia.v1.KeepRequest\x1a\x11.vigia.v1.Machine\x12A\n" +
 	"\bRollback\x12\x19.vigia.v1.RollbackRequest\x1a\x1a.vigia.v1.RollbackResponse\x12?\n" +
 	"\aReopens\x12\x19.vigia.v1.RollbackRequest\x1a\x19.vigia.v1.ReopensResponse\x126\n" +
@@ -6118,7 +6574,7 @@ func file_vigia_v1_vigia_proto_rawDescGZIP() []byte {
 	return file_vigia_v1_vigia_proto_rawDescData
 }
 
-var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_vigia_v1_vigia_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*MachineRequest)(nil),          // 0: vigia.v1.MachineRequest
 	(*RunRequest)(nil),              // 1: vigia.v1.RunRequest
@@ -6183,37 +6639,42 @@ var file_vigia_v1_vigia_proto_goTypes = []any{
 	(*InfoRequest)(nil),             // 60: vigia.v1.InfoRequest
 	(*InfoResponse)(nil),            // 61: vigia.v1.InfoResponse
 	(*TakeCheckpointRequest)(nil),   // 62: vigia.v1.TakeCheckpointRequest
-	(*KeepRequest)(nil),             // 63: vigia.v1.KeepRequest
-	(*CheckpointRequest)(nil),       // 64: vigia.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 65: vigia.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil), // 66: vigia.v1.ListCheckpointsResponse
-	(*ChangeCheckpointRequest)(nil), // 67: vigia.v1.ChangeCheckpointRequest
-	(*RollbackRequest)(nil),         // 68: vigia.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 69: vigia.v1.RollbackResponse
-	(*ReopensResponse)(nil),         // 70: vigia.v1.ReopensResponse
-	(*Reopened)(nil),                // 71: vigia.v1.Reopened
-	(*CloneRequest)(nil),            // 72: vigia.v1.CloneRequest
-	(*Checkpoint)(nil),              // 73: vigia.v1.Checkpoint
-	nil,                             // 74: vigia.v1.RunRequest.LabelsEntry
-	nil,                             // 75: vigia.v1.Machine.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 76: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 77: google.protobuf.Struct
+	(*DiffRequest)(nil),             // 63: vigia.v1.DiffRequest
+	(*DiffResponse)(nil),            // 64: vigia.v1.DiffResponse
+	(*ChangedFile)(nil),             // 65: vigia.v1.ChangedFile
+	(*FileState)(nil),               // 66: vigia.v1.FileState
+	(*ChangedProcess)(nil),          // 67: vigia.v1.ChangedProcess
+	(*KeepRequest)(nil),             // 68: vigia.v1.KeepRequest
+	(*CheckpointRequest)(nil),       // 69: vigia.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 70: vigia.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil), // 71: vigia.v1.ListCheckpointsResponse
+	(*ChangeCheckpointRequest)(nil), // 72: vigia.v1.ChangeCheckpointRequest
+	(*RollbackRequest)(nil),         // 73: vigia.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 74: vigia.v1.RollbackResponse
+	(*ReopensResponse)(nil),         // 75: vigia.v1.ReopensResponse
+	(*Reopened)(nil),                // 76: vigia.v1.Reopened
+	(*CloneRequest)(nil),            // 77: vigia.v1.CloneRequest
+	(*Checkpoint)(nil),              // 78: vigia.v1.Checkpoint
+	nil,                             // 79: vigia.v1.RunRequest.LabelsEntry
+	nil,                             // 80: vigia.v1.Machine.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 81: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 82: google.protobuf.Struct
 }
 var file_vigia_v1_vigia_proto_depIdxs = []int32{
-	74, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
+	79, // 0: vigia.v1.RunRequest.labels:type_name -> vigia.v1.RunRequest.LabelsEntry
 	3,  // 1: vigia.v1.Machine.isolation:type_name -> vigia.v1.Isolation
-	76, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
-	76, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
-	76, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
-	75, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
+	81, // 2: vigia.v1.Machine.expires:type_name -> google.protobuf.Timestamp
+	81, // 3: vigia.v1.Machine.created:type_name -> google.protobuf.Timestamp
+	81, // 4: vigia.v1.Machine.started:type_name -> google.protobuf.Timestamp
+	80, // 5: vigia.v1.Machine.labels:type_name -> vigia.v1.Machine.LabelsEntry
 	4,  // 6: vigia.v1.Machine.disk:type_name -> vigia.v1.Disk
 	5,  // 7: vigia.v1.Machine.network:type_name -> vigia.v1.NetStats
 	10, // 8: vigia.v1.Machine.replay:type_name -> vigia.v1.Replay
-	76, // 9: vigia.v1.Machine.next_checkpoint:type_name -> google.protobuf.Timestamp
-	76, // 10: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
+	81, // 9: vigia.v1.Machine.next_checkpoint:type_name -> google.protobuf.Timestamp
+	81, // 10: vigia.v1.NetStats.first_drop:type_name -> google.protobuf.Timestamp
 	2,  // 11: vigia.v1.ListMachinesResponse.machines:type_name -> vigia.v1.Machine
-	76, // 12: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
-	76, // 13: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
+	81, // 12: vigia.v1.Replay.recorded:type_name -> google.protobuf.Timestamp
+	81, // 13: vigia.v1.Process.start:type_name -> google.protobuf.Timestamp
 	27, // 14: vigia.v1.Process.capabilities:type_name -> vigia.v1.Capabilities
 	28, // 15: vigia.v1.Process.namespaces:type_name -> vigia.v1.Namespaces
 	26, // 16: vigia.v1.ProcessesResponse.processes:type_name -> vigia.v1.Process
@@ -6221,121 +6682,128 @@ var file_vigia_v1_vigia_proto_depIdxs = []int32{
 	33, // 18: vigia.v1.SocketsResponse.sockets:type_name -> vigia.v1.Socket
 	35, // 19: vigia.v1.FilesResponse.files:type_name -> vigia.v1.File
 	37, // 20: vigia.v1.MapsResponse.regions:type_name -> vigia.v1.Region
-	76, // 21: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
+	81, // 21: vigia.v1.KernelResponse.time:type_name -> google.protobuf.Timestamp
 	41, // 22: vigia.v1.CheckResponse.findings:type_name -> vigia.v1.Finding
 	43, // 23: vigia.v1.CheckResponse.views:type_name -> vigia.v1.CheckedView
 	42, // 24: vigia.v1.Finding.evidence:type_name -> vigia.v1.Evidence
 	47, // 25: vigia.v1.Progress.image:type_name -> vigia.v1.Image
-	76, // 26: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
+	81, // 26: vigia.v1.Image.created:type_name -> google.protobuf.Timestamp
 	47, // 27: vigia.v1.ListImagesResponse.images:type_name -> vigia.v1.Image
-	76, // 28: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	76, // 29: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
-	77, // 30: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
+	81, // 28: vigia.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	81, // 29: vigia.v1.Event.time:type_name -> google.protobuf.Timestamp
+	82, // 30: vigia.v1.Event.fields:type_name -> google.protobuf.Struct
 	57, // 31: vigia.v1.ListRulesResponse.rules:type_name -> vigia.v1.Rule
-	76, // 32: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
-	76, // 33: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	73, // 34: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
-	2,  // 35: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
-	71, // 36: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
-	71, // 37: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
-	76, // 38: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
-	1,  // 39: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
-	6,  // 40: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
-	0,  // 41: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
-	0,  // 42: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
-	12, // 43: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
-	0,  // 44: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
-	0,  // 45: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
-	13, // 46: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
-	0,  // 47: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
-	0,  // 48: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
-	15, // 49: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
-	16, // 50: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
-	0,  // 51: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
-	18, // 52: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
-	20, // 53: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
-	22, // 54: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
-	8,  // 55: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
-	9,  // 56: vigia.v1.Machines.Seek:input_type -> vigia.v1.SeekRequest
-	25, // 57: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
-	24, // 58: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
-	62, // 59: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
-	65, // 60: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
-	67, // 61: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
-	64, // 62: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
-	63, // 63: vigia.v1.Checkpoints.Keep:input_type -> vigia.v1.KeepRequest
-	68, // 64: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
-	68, // 65: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
-	11, // 66: vigia.v1.Checkpoints.Reenact:input_type -> vigia.v1.ReenactRequest
-	72, // 67: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
-	0,  // 68: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
-	0,  // 69: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
-	0,  // 70: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
-	0,  // 71: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
-	29, // 72: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
-	29, // 73: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
-	0,  // 74: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
-	44, // 75: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
-	45, // 76: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
-	49, // 77: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
-	48, // 78: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
-	48, // 79: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
-	52, // 80: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
-	54, // 81: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
-	55, // 82: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
-	58, // 83: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
-	60, // 84: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
-	2,  // 85: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
-	7,  // 86: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
-	2,  // 87: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
-	2,  // 88: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
-	2,  // 89: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
-	2,  // 90: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
-	2,  // 91: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
-	14, // 92: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 93: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
-	2,  // 94: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
-	2,  // 95: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
-	17, // 96: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
-	17, // 97: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
-	19, // 98: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
-	21, // 99: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
-	23, // 100: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
-	2,  // 101: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
-	2,  // 102: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
-	23, // 103: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
-	23, // 104: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
-	73, // 105: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
-	66, // 106: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
-	73, // 107: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
-	14, // 108: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
-	2,  // 109: vigia.v1.Checkpoints.Keep:output_type -> vigia.v1.Machine
-	69, // 110: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
-	70, // 111: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
-	2,  // 112: vigia.v1.Checkpoints.Reenact:output_type -> vigia.v1.Machine
-	2,  // 113: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
-	30, // 114: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
-	32, // 115: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
-	40, // 116: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
-	34, // 117: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
-	36, // 118: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
-	38, // 119: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
-	39, // 120: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
-	46, // 121: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
-	46, // 122: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
-	50, // 123: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
-	14, // 124: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
-	51, // 125: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
-	53, // 126: vigia.v1.Events.List:output_type -> vigia.v1.Event
-	56, // 127: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
-	56, // 128: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
-	59, // 129: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
-	61, // 130: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
-	85, // [85:131] is the sub-list for method output_type
-	39, // [39:85] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	81, // 32: vigia.v1.HeadResponse.time:type_name -> google.protobuf.Timestamp
+	81, // 33: vigia.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	65, // 34: vigia.v1.DiffResponse.files:type_name -> vigia.v1.ChangedFile
+	67, // 35: vigia.v1.DiffResponse.processes:type_name -> vigia.v1.ChangedProcess
+	66, // 36: vigia.v1.ChangedFile.before:type_name -> vigia.v1.FileState
+	66, // 37: vigia.v1.ChangedFile.after:type_name -> vigia.v1.FileState
+	81, // 38: vigia.v1.FileState.modified:type_name -> google.protobuf.Timestamp
+	78, // 39: vigia.v1.ListCheckpointsResponse.checkpoints:type_name -> vigia.v1.Checkpoint
+	2,  // 40: vigia.v1.RollbackResponse.machine:type_name -> vigia.v1.Machine
+	76, // 41: vigia.v1.RollbackResponse.reopens:type_name -> vigia.v1.Reopened
+	76, // 42: vigia.v1.ReopensResponse.reopens:type_name -> vigia.v1.Reopened
+	81, // 43: vigia.v1.Checkpoint.time:type_name -> google.protobuf.Timestamp
+	1,  // 44: vigia.v1.Machines.Run:input_type -> vigia.v1.RunRequest
+	6,  // 45: vigia.v1.Machines.List:input_type -> vigia.v1.ListMachinesRequest
+	0,  // 46: vigia.v1.Machines.Show:input_type -> vigia.v1.MachineRequest
+	0,  // 47: vigia.v1.Machines.Start:input_type -> vigia.v1.MachineRequest
+	12, // 48: vigia.v1.Machines.Stop:input_type -> vigia.v1.StopRequest
+	0,  // 49: vigia.v1.Machines.Pause:input_type -> vigia.v1.MachineRequest
+	0,  // 50: vigia.v1.Machines.Resume:input_type -> vigia.v1.MachineRequest
+	13, // 51: vigia.v1.Machines.Remove:input_type -> vigia.v1.RemoveRequest
+	0,  // 52: vigia.v1.Machines.Quarantine:input_type -> vigia.v1.MachineRequest
+	0,  // 53: vigia.v1.Machines.Release:input_type -> vigia.v1.MachineRequest
+	15, // 54: vigia.v1.Machines.SetRules:input_type -> vigia.v1.SetRulesRequest
+	16, // 55: vigia.v1.Machines.Console:input_type -> vigia.v1.ConsoleInput
+	0,  // 56: vigia.v1.Machines.ConsoleLog:input_type -> vigia.v1.MachineRequest
+	18, // 57: vigia.v1.Machines.Exec:input_type -> vigia.v1.ExecRequest
+	20, // 58: vigia.v1.Machines.CopyIn:input_type -> vigia.v1.CopyInRequest
+	22, // 59: vigia.v1.Machines.CopyOut:input_type -> vigia.v1.CopyOutRequest
+	8,  // 60: vigia.v1.Machines.Replay:input_type -> vigia.v1.ReplayRequest
+	9,  // 61: vigia.v1.Machines.Seek:input_type -> vigia.v1.SeekRequest
+	25, // 62: vigia.v1.Machines.Capture:input_type -> vigia.v1.CaptureRequest
+	24, // 63: vigia.v1.Machines.Trace:input_type -> vigia.v1.TraceRequest
+	62, // 64: vigia.v1.Checkpoints.Take:input_type -> vigia.v1.TakeCheckpointRequest
+	70, // 65: vigia.v1.Checkpoints.List:input_type -> vigia.v1.ListCheckpointsRequest
+	72, // 66: vigia.v1.Checkpoints.Change:input_type -> vigia.v1.ChangeCheckpointRequest
+	69, // 67: vigia.v1.Checkpoints.Remove:input_type -> vigia.v1.CheckpointRequest
+	63, // 68: vigia.v1.Checkpoints.Diff:input_type -> vigia.v1.DiffRequest
+	68, // 69: vigia.v1.Checkpoints.Keep:input_type -> vigia.v1.KeepRequest
+	73, // 70: vigia.v1.Checkpoints.Rollback:input_type -> vigia.v1.RollbackRequest
+	73, // 71: vigia.v1.Checkpoints.Reopens:input_type -> vigia.v1.RollbackRequest
+	11, // 72: vigia.v1.Checkpoints.Reenact:input_type -> vigia.v1.ReenactRequest
+	77, // 73: vigia.v1.Checkpoints.Clone:input_type -> vigia.v1.CloneRequest
+	0,  // 74: vigia.v1.Views.Processes:input_type -> vigia.v1.MachineRequest
+	0,  // 75: vigia.v1.Views.Modules:input_type -> vigia.v1.MachineRequest
+	0,  // 76: vigia.v1.Views.Check:input_type -> vigia.v1.MachineRequest
+	0,  // 77: vigia.v1.Views.Sockets:input_type -> vigia.v1.MachineRequest
+	29, // 78: vigia.v1.Views.Files:input_type -> vigia.v1.ProcessRequest
+	29, // 79: vigia.v1.Views.Maps:input_type -> vigia.v1.ProcessRequest
+	0,  // 80: vigia.v1.Views.Kernel:input_type -> vigia.v1.MachineRequest
+	44, // 81: vigia.v1.Images.Build:input_type -> vigia.v1.BuildRequest
+	45, // 82: vigia.v1.Images.Import:input_type -> vigia.v1.ImportRequest
+	49, // 83: vigia.v1.Images.List:input_type -> vigia.v1.ListImagesRequest
+	48, // 84: vigia.v1.Images.Remove:input_type -> vigia.v1.ImageRequest
+	48, // 85: vigia.v1.Images.Verify:input_type -> vigia.v1.ImageRequest
+	52, // 86: vigia.v1.Events.List:input_type -> vigia.v1.ListEventsRequest
+	54, // 87: vigia.v1.Policy.List:input_type -> vigia.v1.ListRulesRequest
+	55, // 88: vigia.v1.Policy.Reload:input_type -> vigia.v1.ReloadRequest
+	58, // 89: vigia.v1.Ledger.Head:input_type -> vigia.v1.HeadRequest
+	60, // 90: vigia.v1.Daemon.Info:input_type -> vigia.v1.InfoRequest
+	2,  // 91: vigia.v1.Machines.Run:output_type -> vigia.v1.Machine
+	7,  // 92: vigia.v1.Machines.List:output_type -> vigia.v1.ListMachinesResponse
+	2,  // 93: vigia.v1.Machines.Show:output_type -> vigia.v1.Machine
+	2,  // 94: vigia.v1.Machines.Start:output_type -> vigia.v1.Machine
+	2,  // 95: vigia.v1.Machines.Stop:output_type -> vigia.v1.Machine
+	2,  // 96: vigia.v1.Machines.Pause:output_type -> vigia.v1.Machine
+	2,  // 97: vigia.v1.Machines.Resume:output_type -> vigia.v1.Machine
+	14, // 98: vigia.v1.Machines.Remove:output_type -> vigia.v1.RemoveResponse
+	2,  // 99: vigia.v1.Machines.Quarantine:output_type -> vigia.v1.Machine
+	2,  // 100: vigia.v1.Machines.Release:output_type -> vigia.v1.Machine
+	2,  // 101: vigia.v1.Machines.SetRules:output_type -> vigia.v1.Machine
+	17, // 102: vigia.v1.Machines.Console:output_type -> vigia.v1.ConsoleOutput
+	17, // 103: vigia.v1.Machines.ConsoleLog:output_type -> vigia.v1.ConsoleOutput
+	19, // 104: vigia.v1.Machines.Exec:output_type -> vigia.v1.ExecOutput
+	21, // 105: vigia.v1.Machines.CopyIn:output_type -> vigia.v1.CopyInResponse
+	23, // 106: vigia.v1.Machines.CopyOut:output_type -> vigia.v1.Chunk
+	2,  // 107: vigia.v1.Machines.Replay:output_type -> vigia.v1.Machine
+	2,  // 108: vigia.v1.Machines.Seek:output_type -> vigia.v1.Machine
+	23, // 109: vigia.v1.Machines.Capture:output_type -> vigia.v1.Chunk
+	23, // 110: vigia.v1.Machines.Trace:output_type -> vigia.v1.Chunk
+	78, // 111: vigia.v1.Checkpoints.Take:output_type -> vigia.v1.Checkpoint
+	71, // 112: vigia.v1.Checkpoints.List:output_type -> vigia.v1.ListCheckpointsResponse
+	78, // 113: vigia.v1.Checkpoints.Change:output_type -> vigia.v1.Checkpoint
+	14, // 114: vigia.v1.Checkpoints.Remove:output_type -> vigia.v1.RemoveResponse
+	64, // 115: vigia.v1.Checkpoints.Diff:output_type -> vigia.v1.DiffResponse
+	2,  // 116: vigia.v1.Checkpoints.Keep:output_type -> vigia.v1.Machine
+	74, // 117: vigia.v1.Checkpoints.Rollback:output_type -> vigia.v1.RollbackResponse
+	75, // 118: vigia.v1.Checkpoints.Reopens:output_type -> vigia.v1.ReopensResponse
+	2,  // 119: vigia.v1.Checkpoints.Reenact:output_type -> vigia.v1.Machine
+	2,  // 120: vigia.v1.Checkpoints.Clone:output_type -> vigia.v1.Machine
+	30, // 121: vigia.v1.Views.Processes:output_type -> vigia.v1.ProcessesResponse
+	32, // 122: vigia.v1.Views.Modules:output_type -> vigia.v1.ModulesResponse
+	40, // 123: vigia.v1.Views.Check:output_type -> vigia.v1.CheckResponse
+	34, // 124: vigia.v1.Views.Sockets:output_type -> vigia.v1.SocketsResponse
+	36, // 125: vigia.v1.Views.Files:output_type -> vigia.v1.FilesResponse
+	38, // 126: vigia.v1.Views.Maps:output_type -> vigia.v1.MapsResponse
+	39, // 127: vigia.v1.Views.Kernel:output_type -> vigia.v1.KernelResponse
+	46, // 128: vigia.v1.Images.Build:output_type -> vigia.v1.Progress
+	46, // 129: vigia.v1.Images.Import:output_type -> vigia.v1.Progress
+	50, // 130: vigia.v1.Images.List:output_type -> vigia.v1.ListImagesResponse
+	14, // 131: vigia.v1.Images.Remove:output_type -> vigia.v1.RemoveResponse
+	51, // 132: vigia.v1.Images.Verify:output_type -> vigia.v1.VerifyImageResponse
+	53, // 133: vigia.v1.Events.List:output_type -> vigia.v1.Event
+	56, // 134: vigia.v1.Policy.List:output_type -> vigia.v1.ListRulesResponse
+	56, // 135: vigia.v1.Policy.Reload:output_type -> vigia.v1.ListRulesResponse
+	59, // 136: vigia.v1.Ledger.Head:output_type -> vigia.v1.HeadResponse
+	61, // 137: vigia.v1.Daemon.Info:output_type -> vigia.v1.InfoResponse
+	91, // [91:138] is the sub-list for method output_type
+	44, // [44:91] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_vigia_v1_vigia_proto_init() }
@@ -6344,14 +6812,14 @@ func file_vigia_v1_vigia_proto_init() {
 		return
 	}
 	file_vigia_v1_vigia_proto_msgTypes[2].OneofWrappers = []any{}
-	file_vigia_v1_vigia_proto_msgTypes[67].OneofWrappers = []any{}
+	file_vigia_v1_vigia_proto_msgTypes[72].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vigia_v1_vigia_proto_rawDesc), len(file_vigia_v1_vigia_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -179,3 +179,18 @@ func (f *File) Seek(offset int64, whence int) (int64, error) {
 	f.pos = offset
 	return offset, nil
 }
+
+// Piece is a part of a file and where it lies on the disk, in bytes.
+type Piece struct{ At, Disk, Length int64 }
+
+// Pieces are where the file's content lies, in order; what is in none is zeros. ok is false where the content lies elsewhere: in the inode.
+func (f *File) Pieces() (list []Piece, ok bool) {
+	if f.inline != nil {
+		return nil, false
+	}
+	bs := f.v.bs
+	for _, s := range f.spans {
+		list = append(list, Piece{int64(s.logical) * bs, f.v.off + int64(s.start)*bs, int64(s.n) * bs})
+	}
+	return list, true
+}

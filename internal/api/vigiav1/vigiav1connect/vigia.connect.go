@@ -100,6 +100,8 @@ const (
 	CheckpointsChangeProcedure = "/vigia.v1.Checkpoints/Change"
 	// CheckpointsRemoveProcedure is the fully-qualified name of the Checkpoints's Remove RPC.
 	CheckpointsRemoveProcedure = "/vigia.v1.Checkpoints/Remove"
+	// CheckpointsDiffProcedure is the fully-qualified name of the Checkpoints's Diff RPC.
+	CheckpointsDiffProcedure = "/vigia.v1.Checkpoints/Diff"
 	// CheckpointsKeepProcedure is the fully-qualified name of the Checkpoints's Keep RPC.
 	CheckpointsKeepProcedure = "/vigia.v1.Checkpoints/Keep"
 	// CheckpointsRollbackProcedure is the fully-qualified name of the Checkpoints's Rollback RPC.
@@ -735,6 +737,8 @@ type CheckpointsClient interface {
 	// Change sets a label, or marks a state to fall back to.
 	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
 	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
+	// Diff lists what lies between two checkpoints of a machine, or between one and now: files and processes.
+	Diff(context.Context, *connect.Request[vigiav1.DiffRequest]) (*connect.Response[vigiav1.DiffResponse], error)
 	// Keep sets how often a machine is saved by itself, and how many of those checkpoints are kept.
 	Keep(context.Context, *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Rollback puts a machine back to a checkpoint: memory, devices and disk. What that brings back is told first.
@@ -783,6 +787,12 @@ func NewCheckpointsClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(checkpointsMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		diff: connect.NewClient[vigiav1.DiffRequest, vigiav1.DiffResponse](
+			httpClient,
+			baseURL+CheckpointsDiffProcedure,
+			connect.WithSchema(checkpointsMethods.ByName("Diff")),
+			connect.WithClientOptions(opts...),
+		),
 		keep: connect.NewClient[vigiav1.KeepRequest, vigiav1.Machine](
 			httpClient,
 			baseURL+CheckpointsKeepProcedure,
@@ -822,6 +832,7 @@ type checkpointsClient struct {
 	list     *connect.Client[vigiav1.ListCheckpointsRequest, vigiav1.ListCheckpointsResponse]
 	change   *connect.Client[vigiav1.ChangeCheckpointRequest, vigiav1.Checkpoint]
 	remove   *connect.Client[vigiav1.CheckpointRequest, vigiav1.RemoveResponse]
+	diff     *connect.Client[vigiav1.DiffRequest, vigiav1.DiffResponse]
 	keep     *connect.Client[vigiav1.KeepRequest, vigiav1.Machine]
 	rollback *connect.Client[vigiav1.RollbackRequest, vigiav1.RollbackResponse]
 	reopens  *connect.Client[vigiav1.RollbackRequest, vigiav1.ReopensResponse]
@@ -847,6 +858,11 @@ func (c *checkpointsClient) Change(ctx context.Context, req *connect.Request[vig
 // Remove calls vigia.v1.Checkpoints.Remove.
 func (c *checkpointsClient) Remove(ctx context.Context, req *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
 	return c.remove.CallUnary(ctx, req)
+}
+
+// Diff calls vigia.v1.Checkpoints.Diff.
+func (c *checkpointsClient) Diff(ctx context.Context, req *connect.Request[vigiav1.DiffRequest]) (*connect.Response[vigiav1.DiffResponse], error) {
+	return c.diff.CallUnary(ctx, req)
 }
 
 // Keep calls vigia.v1.Checkpoints.Keep.
@@ -883,6 +899,8 @@ type CheckpointsHandler interface {
 	// Change sets a label, or marks a state to fall back to.
 	Change(context.Context, *connect.Request[vigiav1.ChangeCheckpointRequest]) (*connect.Response[vigiav1.Checkpoint], error)
 	Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error)
+	// Diff lists what lies between two checkpoints of a machine, or between one and now: files and processes.
+	Diff(context.Context, *connect.Request[vigiav1.DiffRequest]) (*connect.Response[vigiav1.DiffResponse], error)
 	// Keep sets how often a machine is saved by itself, and how many of those checkpoints are kept.
 	Keep(context.Context, *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error)
 	// Rollback puts a machine back to a checkpoint: memory, devices and disk. What that brings back is told first.
@@ -927,6 +945,12 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 		connect.WithSchema(checkpointsMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	checkpointsDiffHandler := connect.NewUnaryHandler(
+		CheckpointsDiffProcedure,
+		svc.Diff,
+		connect.WithSchema(checkpointsMethods.ByName("Diff")),
+		connect.WithHandlerOptions(opts...),
+	)
 	checkpointsKeepHandler := connect.NewUnaryHandler(
 		CheckpointsKeepProcedure,
 		svc.Keep,
@@ -967,6 +991,8 @@ func NewCheckpointsHandler(svc CheckpointsHandler, opts ...connect.HandlerOption
 			checkpointsChangeHandler.ServeHTTP(w, r)
 		case CheckpointsRemoveProcedure:
 			checkpointsRemoveHandler.ServeHTTP(w, r)
+		case CheckpointsDiffProcedure:
+			checkpointsDiffHandler.ServeHTTP(w, r)
 		case CheckpointsKeepProcedure:
 			checkpointsKeepHandler.ServeHTTP(w, r)
 		case CheckpointsRollbackProcedure:
@@ -1000,6 +1026,10 @@ func (UnimplementedCheckpointsHandler) Change(context.Context, *connect.Request[
 
 func (UnimplementedCheckpointsHandler) Remove(context.Context, *connect.Request[vigiav1.CheckpointRequest]) (*connect.Response[vigiav1.RemoveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Remove is not implemented"))
+}
+
+func (UnimplementedCheckpointsHandler) Diff(context.Context, *connect.Request[vigiav1.DiffRequest]) (*connect.Response[vigiav1.DiffResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vigia.v1.Checkpoints.Diff is not implemented"))
 }
 
 func (UnimplementedCheckpointsHandler) Keep(context.Context, *connect.Request[vigiav1.KeepRequest]) (*connect.Response[vigiav1.Machine], error) {
