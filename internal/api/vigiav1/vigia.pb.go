@@ -90,7 +90,7 @@ type RunRequest struct {
 	Record          bool                   `protobuf:"varint,21,opt,name=record,proto3" json:"record,omitempty"`                                         // so that each run can be replayed
 	KeepInputs      string                 `protobuf:"bytes,22,opt,name=keep_inputs,json=keepInputs,proto3" json:"keep_inputs,omitempty"`                // of what enters, from the first checkpoint on: SIZE[,AGE], or off; empty: the default
 	CheckpointEvery string                 `protobuf:"bytes,50,opt,name=checkpoint_every,json=checkpointEvery,proto3" json:"checkpoint_every,omitempty"` // a time, as in 5m; empty: it is not saved by itself
-	Keep            int32                  `protobuf:"varint,57,opt,name=keep,proto3" json:"keep,omitempty"`                                             // how many of those checkpoints are kept; 0: the daemon's default
+	Keep            int32                  `protobuf:"varint,51,opt,name=keep,proto3" json:"keep,omitempty"`                                             // how many of those checkpoints are kept; 0: the daemon's default
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -6010,7 +6010,7 @@ const file_vigia_v1_vigia_proto_rawDesc = "" +
 	"\vkeep_inputs\x18\x16 \x01(\tR\n" +
 	"keepInputs\x12)\n" +
 	"\x10checkpoint_every\x182 \x01(\tR\x0fcheckpointEvery\x12\x12\n" +
-	"\x04keep\x189 \x01(\x05R\x04keep\x1a9\n" +
+	"\x04keep\x183 \x01(\x05R\x04keep\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\v\n" +
