@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestLedgerByHand keeps a head and a proof elsewhere, as somebody would who does not trust this host for ever, and holds
@@ -44,6 +45,8 @@ func TestLedgerByHand(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.refused(1, []string{"is-not-there"}, "rm", "is-not-there")
+	was := h.must("ledger", "verify", "--dir", old)
+	h.until("the ledger has grown: it is written a moment after what it tells of", time.Minute, func() bool { return h.must("ledger", "verify") != was })
 	later := put("later", h.must("ledger", "head", "--note"))
 	h.refused(3, []string{"verify"}, "ledger", "verify", "--dir", old, "--head", later)
 }

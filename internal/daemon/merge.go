@@ -250,8 +250,7 @@ func (m *machine) replaceRun(ctx context.Context, run []string, name string) err
 	if err := m.recoverLayers(ctx); err != nil {
 		return err
 	}
-	m.laying.Lock() // no guard opens them meanwhile
-	defer m.laying.Unlock()
+	m.laying.Lock() // a guard opens what was named before, or what is named from now on; a guard's replacement waits for this
 	err = m.change(ctx, func(r *record) {
 		r.Layers = withoutRun(r.Layers, run, name)
 		if r.Recording != nil {
@@ -265,6 +264,7 @@ func (m *machine) replaceRun(ctx context.Context, run []string, name string) err
 			r.Replays = &again
 		}
 	})
+	m.laying.Unlock()
 	if err != nil || m.running() == nil {
 		return err
 	}

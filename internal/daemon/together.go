@@ -94,10 +94,12 @@ func (l *launch) startGate(ctx context.Context) (*worker, error) {
 		return nil, err
 	}
 	l.setWorker("gate", w)
-	if err := l.settleGate(ctx, w); err != nil { // quarantine may have been asked for while there was none
-		l.setWorker("gate", nil)
-		w.end()
-		return nil, err
+	if l.record().Quarantined { // it may have been asked for while there was none
+		if err := l.settleGate(ctx, w); err != nil {
+			l.setWorker("gate", nil)
+			w.end()
+			return nil, err
+		}
 	}
 	l.keepInputs(ctx, l.state.Started, w)
 	return w, nil
