@@ -47,17 +47,11 @@ func (d *Daemon) reenact(ctx context.Context, m *machine, from checkpoint.Record
 	if m.record().Spec.Keep.Off {
 		return nil, fmt.Errorf("what enters %s is not kept: %w: it was run with --keep-inputs off", m.name(), errState)
 	}
-	if err := d.usable(from); err != nil {
-		return nil, err
-	}
-	unpin, err := d.pin(from.ID)
+	from, unpin, err := d.held(from)
 	if err != nil {
 		return nil, err
 	}
 	defer unpin()
-	if from, err = d.checkpoints.Get(from.ID); err != nil { // its layers may have been merged
-		return nil, err
-	}
 	if name == "" {
 		name = m.name() + "-replay"
 	}

@@ -227,19 +227,28 @@ type cloneOrder struct {
 	identity             vm.Identity // what is empty stays as the other's
 }
 
+// held is a usable checkpoint's record as it is now, which stays until unpin is called.
+func (d *Daemon) held(from checkpoint.Record) (now checkpoint.Record, unpin func(), err error) {
+	if err := d.usable(from); err != nil {
+		return now, nil, err
+	}
+	if unpin, err = d.pin(from.ID); err != nil {
+		return now, nil, err
+	}
+	if now, err = d.checkpoints.Get(from.ID); err != nil { // its layers may have been merged
+		unpin()
+		return now, nil, err
+	}
+	return now, unpin, nil
+}
+
 // clone makes a machine that goes on from a checkpoint.
 func (d *Daemon) clone(ctx context.Context, from checkpoint.Record, o cloneOrder) (*machine, error) {
-	if err := d.usable(from); err != nil {
-		return nil, err
-	}
-	unpin, err := d.pin(from.ID)
+	from, unpin, err := d.held(from)
 	if err != nil {
 		return nil, err
 	}
 	defer unpin()
-	if from, err = d.checkpoints.Get(from.ID); err != nil { // its layers may have been merged
-		return nil, err
-	}
 	if err := d.layersOf(from); err != nil {
 		return nil, err
 	}
