@@ -119,7 +119,7 @@ func (m *machine) goBack(ctx context.Context, to checkpoint.Record, reason strin
 		return err
 	}
 	defer unlock()
-	unpin, err := m.d.pin(to.ID) // before anything is ended for it
+	to, unpin, err := m.d.held(to) // before anything is ended for it
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,8 @@ const (
 )
 
 // Attach finds the kernel of profile in mem. It returns ErrNotReady where it is not there, or not far enough in its
-// boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be found. What is missing for a
+// boot, and kernel.ErrUnsupported, with what is missing, where the kernel is one that can't be found. A kernel that has written
+// over what it is found by is known by its tick, for which 60 ms are waited: an idle one may take several calls. What is missing for a
 // view alone is that view's error, and in System.Missing.
 func Attach(mem Physical, profile *kernel.Profile) (*Guest, error) {
 	g := &Guest{mem: mem, meter: meter{mem: mem, left: maxReads}, limit: maxReads, profile: profile, layout: newLayout(profile)}
