@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 .PHONY: build plugin demo test bench lint fuzz soak generate setup clean
 
 build: plugin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/vigia ./cmd/vigia
+	GO='$(GO)' script/build '$(VERSION)'
 
 # The plugin for QEMU, once for each of its plugin APIs. Optional: without a C compiler processes are sampled.
 plugin:

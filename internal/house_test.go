@@ -68,6 +68,7 @@ var house = map[string]int{
 	"api":     contract,
 
 	"daemon": daemon,
+	"worker": daemon, // the table of the workers, for what starts as one of them
 	"cli":    faces,
 	"lab":    faces, // runs the program as a person would, for demo and benches
 }

@@ -30,6 +30,7 @@ import (
 	"vigia/internal/link"
 	"vigia/internal/policy"
 	"vigia/internal/volume"
+	"vigia/internal/worker"
 )
 
 // local is what the command line can do without a daemon.
@@ -44,6 +45,13 @@ func serve(ctx context.Context, o cli.ServeOptions) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(o.Err, &slog.HandlerOptions{Level: level}))
+	program, err := worker.Open(workerSum)
+	if err == nil {
+		err = jail.StartFrom(program)
+	}
+	if err != nil {
+		log.Info("workers are started from this program itself, which takes them longer", "program", worker.Program, "why", err)
+	}
 	return vigiad.Run(ctx, vigiad.Options{State: o.State, Version: version, Accelerator: o.Accelerator, Rules: o.Rules, DayBudget: o.DayBudget, Spares: o.Spares,
 		Check: link.CheckSchedule{Every: o.CheckEvery, FullEvery: o.CheckFullEvery}, Log: log, Ready: func() {
 			log.Info("vigia serves", "state", o.State, "pid", os.Getpid())

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,7 @@ import (
 // zeros whose hash is known, so that an empty terabyte costs nothing.
 const pieceSize = 1 << 20
 
-var zeroPiece = sha256.Sum256(make([]byte, pieceSize))
+var zeroPiece = sync.OnceValue(func() [sha256.Size]byte { return sha256.Sum256(make([]byte, pieceSize)) })
 
 // measure hashes a part.
 func measure(ctx context.Context, f *os.File, progress func(done, total int64)) (part, error) {
@@ -36,7 +37,8 @@ func measure(ctx context.Context, f *os.File, progress func(done, total int64)) 
 		}
 		n := min(pieceSize, size-at)
 		if at+n <= data && n == pieceSize {
-			sum.Write(zeroPiece[:])
+			zero := zeroPiece()
+			sum.Write(zero[:])
 			continue
 		}
 		if k, err := f.ReadAt(buf[:n], at); int64(k) != n {

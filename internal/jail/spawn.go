@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,7 +19,30 @@ import (
 // startTimeout bounds how long a process may take to confine itself.
 const startTimeout = 20 * time.Second
 
-// spawn starts this binary again with a profile.
+// program is the descriptor of what confined processes are started from; 0: of this program itself.
+var program atomic.Int32
+
+// beyondChildren is a descriptor's number that no child is given one at: those it is given are put there before it is executed.
+const beyondChildren = 200
+
+// StartFrom makes a file the program that confined processes are started from. It takes the file over, for good.
+func StartFrom(f *os.File) error {
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, beyondChildren)
+	if err == nil {
+		program.Store(int32(fd))
+	}
+	return err
+}
+
+func startedFrom() string {
+	if fd := program.Load(); fd != 0 {
+		return "/proc/self/fd/" + strconv.Itoa(int(fd))
+	}
+	return "/proc/self/exe"
+}
+
+// spawn starts the workers' program with a profile.
 type spawn struct {
 	profile  Profile
 	argv     []string // of the child
@@ -174,7 +198,7 @@ func (s *spawn) fork(p plan, orderRead, reportWrite *os.File) (*Process, error) 
 	if err := closeBeyond(3); err != nil { // of this process's own, none is to be inherited by accident
 		return nil, err
 	}
-	child, err := os.StartProcess("/proc/self/exe", s.argv, &os.ProcAttr{Dir: "/", Env: env, Files: files, Sys: sys})
+	child, err := os.StartProcess(startedFrom(), s.argv, &os.ProcAttr{Dir: "/", Env: env, Files: files, Sys: sys})
 	if err != nil {
 		return nil, refused(fmt.Errorf("clone into %s: %w", p.name, err))
 	}

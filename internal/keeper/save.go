@@ -412,7 +412,8 @@ func (s *saver) lost() {
 
 // adopt learns from a chain what the last checkpoint holds.
 func (s *saver) adopt(c page.Chain) error {
-	if err := c.Check(); err != nil {
+	known, err := c.Known()
+	if err != nil {
 		return err
 	}
 	if c[0].Pages() != s.mem.pages {
@@ -420,6 +421,6 @@ func (s *saver) adopt(c page.Chain) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.known, s.last, s.unsure = c.Known(), c[len(c)-1].ID(), true
+	s.known, s.last, s.unsure = known, c[len(c)-1].ID(), true
 	return nil
 }

@@ -18,11 +18,20 @@
 package page
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
 	"lukechampine.com/blake3"
+)
+
+// version is that of a file's format. The last is written, and every one is read.
+type version uint32
+
+const (
+	version1 version = 1 // digests are BLAKE3's, frames are packed by zstd
+	version2 version = 2 // SHA-256, which processors have instructions for, and S2: doc/decisions/185
 )
 
 // Size of a page, and how many pages a frame has at most.
@@ -35,7 +44,6 @@ const (
 const MaxPages = 1 << 28
 
 const (
-	version     = 1
 	headerSize  = 64
 	entrySize   = 32
 	trailerSize = 64
@@ -56,16 +64,25 @@ var (
 // ID names a checkpoint's memory.
 type ID [16]byte
 
-// Digest is the first half of a page's BLAKE3 hash.
+// Digest is the first half of a page's hash.
 type Digest [16]byte
 
-// Sum is the BLAKE3 hash of header and index.
+// Sum is the hash of header and index.
 type Sum [32]byte
 
-// DigestOf hashes a page.
-func DigestOf(p []byte) Digest {
-	h := blake3.Sum256(p)
+// DigestOf hashes a page as a Writer does.
+func DigestOf(p []byte) Digest { return version2.digest(p) }
+
+func (v version) digest(p []byte) Digest {
+	h := v.hash(p)
 	return Digest(h[:16])
+}
+
+func (v version) hash(b []byte) [32]byte {
+	if v == version1 {
+		return blake3.Sum256(b)
+	}
+	return sha256.Sum256(b)
 }
 
 // kind is how an entry's page is stored.
@@ -116,6 +133,7 @@ func (e entry) check(after int64, pages, index uint64) error {
 
 // header begins a file.
 type header struct {
+	version    version
 	pages      uint64
 	id, parent ID
 }
@@ -123,7 +141,7 @@ type header struct {
 func (h header) put() []byte {
 	b := make([]byte, headerSize)
 	copy(b, headerMagic)
-	binary.LittleEndian.PutUint32(b[8:], version)
+	binary.LittleEndian.PutUint32(b[8:], uint32(h.version))
 	binary.LittleEndian.PutUint32(b[12:], Size)
 	binary.LittleEndian.PutUint64(b[16:], h.pages)
 	copy(b[24:], h.id[:])
@@ -135,10 +153,11 @@ func getHeader(b []byte) (header, error) {
 	if len(b) < headerSize || string(b[:8]) != headerMagic {
 		return header{}, fmt.Errorf("%w: it does not begin as one", ErrFormat)
 	}
-	if v, s := binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:]); v != version || s != Size {
-		return header{}, fmt.Errorf("%w: version %d with pages of %d bytes; version %d is known, with %d", ErrFormat, v, s, version, Size)
+	v, s := version(binary.LittleEndian.Uint32(b[8:])), binary.LittleEndian.Uint32(b[12:])
+	if v < version1 || v > version2 || s != Size {
+		return header{}, fmt.Errorf("%w: version %d with pages of %d bytes; versions up to %d are known, with %d", ErrFormat, v, s, version2, Size)
 	}
-	h := header{pages: binary.LittleEndian.Uint64(b[16:]), id: ID(b[24:40]), parent: ID(b[40:56])}
+	h := header{version: v, pages: binary.LittleEndian.Uint64(b[16:]), id: ID(b[24:40]), parent: ID(b[40:56])}
 	if h.pages == 0 || h.pages > MaxPages {
 		return header{}, fmt.Errorf("%w: %d pages", ErrFormat, h.pages)
 	}
@@ -172,10 +191,5 @@ func getTrailer(b []byte, size int64, pages uint64) (trailer, error) {
 	return t, nil
 }
 
-// sumOf vouches for header and index.
-func sumOf(header, index []byte) Sum {
-	h := blake3.New(32, nil)
-	h.Write(header)
-	h.Write(index)
-	return Sum(h.Sum(nil))
-}
+// sum vouches for header and index, which follow each other in b.
+func (v version) sum(b []byte) Sum { return Sum(v.hash(b)) }

@@ -140,7 +140,10 @@ func TestChain(t *testing.T) {
 			dirty = unique(dirty)
 		}
 		if round == 6 { // another process goes on
-			m.known = chainOf(t, paths...).Known()
+			var err error
+			if m.known, err = chainOf(t, paths...).Known(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		path, stats := m.save(dirty...)
 		if stats.Pages > 200 {
@@ -153,6 +156,33 @@ func TestChain(t *testing.T) {
 		if err != nil || !bytes.Equal(got, states[i]) {
 			t.Fatalf("state %d does not come back: %v", i, err)
 		}
+	}
+}
+
+// TestVersion1 reads files that the first version wrote. Nothing is written on top of them.
+func TestVersion1(t *testing.T) {
+	m := newMachine(t, 64)
+	for i := range 24 {
+		for k := range m.page(i) {
+			m.page(i)[k] = byte(i + k/64)
+		}
+	}
+	m.fill(30)
+	for i := range 8 {
+		m.page(i)[7]++
+	}
+	clear(m.page(9))
+	copy(m.page(40), m.page(30))
+	c := chainOf(t, "testdata/v1-first", "testdata/v1-second")
+	if got, err := restore(c, len(m.mem)); err != nil || !bytes.Equal(got, m.mem) {
+		t.Errorf("it does not come back: %v", err)
+	}
+	if _, err := c.Known(); !errors.Is(err, ErrChain) {
+		t.Errorf("something may be written on version 1: %v", err)
+	}
+	path, _ := m.save()
+	if _, err := restore(append(c[:1:1], chainOf(t, path)...), len(m.mem)); !errors.Is(err, ErrChain) {
+		t.Errorf("two versions on each other: %v", err)
 	}
 }
 
@@ -251,6 +281,11 @@ func FuzzOpen(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	old, err := os.ReadFile("testdata/v1-first")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(old)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		file, err := OpenReader(bytes.NewReader(b), int64(len(b)), Sum{})
 		if err != nil || file.Pages() > 1024 {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -33,15 +34,15 @@ func OpenReader(r io.ReaderAt, size int64, want Sum) (*File, error) {
 	if size < headerSize+trailerSize {
 		return nil, fmt.Errorf("%w: %d bytes", ErrFormat, size)
 	}
-	var first [headerSize]byte
+	first := make([]byte, headerSize)
 	var last [trailerSize]byte
-	if _, err := r.ReadAt(first[:], 0); err != nil {
+	if _, err := r.ReadAt(first, 0); err != nil {
 		return nil, err
 	}
 	if _, err := r.ReadAt(last[:], size-trailerSize); err != nil {
 		return nil, err
 	}
-	head, err := getHeader(first[:])
+	head, err := getHeader(first)
 	if err != nil {
 		return nil, err
 	}
@@ -49,11 +50,12 @@ func OpenReader(r io.ReaderAt, size int64, want Sum) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	index := make([]byte, end.entries*entrySize) // no larger than the file
+	first = append(first, make([]byte, end.entries*entrySize)...) // no larger than the file
+	index := first[headerSize:]
 	if _, err := r.ReadAt(index, int64(end.index)); err != nil {
 		return nil, err
 	}
-	f := &File{head: head, index: end.index, sum: sumOf(first[:], index), r: r}
+	f := &File{head: head, index: end.index, sum: head.version.sum(first), r: r}
 	if f.sum != end.sum || want != (Sum{}) && f.sum != want {
 		return nil, fmt.Errorf("%w: the index does not have the sum it should", ErrDamaged)
 	}
@@ -78,15 +80,20 @@ func (f *File) Sum() Sum      { return f.sum }
 // frameReader unpacks one file's frames, keeping the last.
 type frameReader struct {
 	f    *File
-	dec  *zstd.Decoder
+	zstd *zstd.Decoder // of version 1
 	at   uint64
 	data []byte
 	buf  []byte
 }
 
 func newFrameReader(f *File) (*frameReader, error) {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(framePages*Size), zstd.WithDecoderLowmem(true))
-	return &frameReader{f: f, dec: dec}, err
+	r := &frameReader{f: f}
+	if f.head.version != version1 {
+		return r, nil
+	}
+	var err error
+	r.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(framePages*Size), zstd.WithDecoderLowmem(true))
+	return r, err
 }
 
 // page returns the stored bytes of an entry, valid until the next call.
@@ -129,7 +136,7 @@ func (r *frameReader) load(at uint64) error {
 		r.data = append(r.data[:0], r.buf...)
 		return nil
 	}
-	data, err := r.dec.DecodeAll(r.buf, r.data[:0])
+	data, err := r.unpack()
 	if err != nil {
 		return fmt.Errorf("%w: frame at %d: %v", ErrDamaged, at, err)
 	}
@@ -137,7 +144,22 @@ func (r *frameReader) load(at uint64) error {
 	return nil
 }
 
-func (r *frameReader) close() { r.dec.Close() }
+// unpack takes no more room than a frame has, whatever buf says.
+func (r *frameReader) unpack() ([]byte, error) {
+	if r.zstd != nil {
+		return r.zstd.DecodeAll(r.buf, r.data[:0])
+	}
+	if n, err := s2.DecodedLen(r.buf); err != nil || n > framePages*Size {
+		return nil, fmt.Errorf("%d bytes (%v)", n, err)
+	}
+	return s2.Decode(r.data[:cap(r.data)], r.buf)
+}
+
+func (r *frameReader) close() {
+	if r.zstd != nil {
+		r.zstd.Close()
+	}
+}
 
 // Chain is the files that make one machine's memory, oldest first.
 type Chain []*File
@@ -149,6 +171,9 @@ func (c Chain) Check() error {
 	}
 	var below ID
 	for i, f := range c {
+		if f.head.version != c[0].head.version {
+			return fmt.Errorf("%w: file %d is of version %d, the first of %d", ErrChain, i, f.head.version, c[0].head.version)
+		}
 		if f.head.parent != below || f.head.pages != c[0].head.pages {
 			return fmt.Errorf("%w: file %d is a child of %x with %d pages, what lies below is %x with %d", ErrChain, i, f.head.parent, f.head.pages, below, c[0].head.pages)
 		}
@@ -157,8 +182,14 @@ func (c Chain) Check() error {
 	return nil
 }
 
-// Known gathers what a Writer needs to write the next child.
-func (c Chain) Known() *Known {
+// Known gathers what a Writer needs to write the next child. A chain of an older version can have none.
+func (c Chain) Known() (*Known, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	if v := c[0].head.version; v != version2 {
+		return nil, fmt.Errorf("%w: of version %d, what is written is %d", ErrChain, v, version2)
+	}
 	k := NewKnown(c[0].head.pages)
 	k.restIsZero()
 	for _, f := range c {
@@ -166,7 +197,7 @@ func (c Chain) Known() *Known {
 			k.digests[e.page] = e.digest
 		}
 	}
-	return k
+	return k, nil
 }
 
 // part is how many pages are put together at once: 1 MiB.
@@ -219,6 +250,7 @@ feed:
 
 // assembler puts parts of a chain's memory together; the parts it is given ascend.
 type assembler struct {
+	version version
 	readers []*frameReader
 	next    []int // the entry of each file that is next
 	data    [part * Size]byte
@@ -227,7 +259,7 @@ type assembler struct {
 }
 
 func (c Chain) assembler() (*assembler, error) {
-	a := &assembler{next: make([]int, len(c))}
+	a := &assembler{version: c[0].head.version, next: make([]int, len(c))}
 	for _, f := range c {
 		r, err := newFrameReader(f)
 		if err != nil {
@@ -258,7 +290,7 @@ func (a *assembler) part(first uint32, write func([]byte, int64) error) error {
 		}
 		from := i
 		for ; i < part && a.filled[i]; i++ {
-			if DigestOf(a.data[i*Size:(i+1)*Size]) != a.digests[i] {
+			if a.version.digest(a.data[i*Size:(i+1)*Size]) != a.digests[i] {
 				return fmt.Errorf("%w: page %d is not what was saved", ErrDamaged, first+uint32(i))
 			}
 		}

@@ -4,13 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/compress/s2"
 )
 
 // Known is what is known of the parent's pages: digests by page number, to leave out what has not changed, and the contents
@@ -78,7 +77,7 @@ func NewWriter(out io.Writer, pages uint64, id, parent ID, known *Known, workers
 	if pages == 0 || pages > MaxPages || uint64(len(known.digests)) != pages {
 		return nil, fmt.Errorf("%w: %d pages", ErrFormat, pages)
 	}
-	w := &Writer{head: header{pages: pages, id: id, parent: parent}, known: known, whole: parent == ID{}, seen: map[Digest]stored{},
+	w := &Writer{head: header{version: version2, pages: pages, id: id, parent: parent}, known: known, whole: parent == ID{}, seen: map[Digest]stored{},
 		last: map[uint32][]byte{}, jobs: make(chan *frame, 2*workers), out: out, at: headerSize}
 	if _, err := out.Write(w.head.put()); err != nil {
 		return nil, err
@@ -161,21 +160,17 @@ func xor(dst, src []byte) {
 
 // compress writes frames as they come, each at its own place.
 func (w *Writer) compress() {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
-	if err != nil {
-		w.fail(err)
-	}
-	var buf []byte
+	buf := make([]byte, 4+s2.MaxEncodedLen(framePages*Size))
 	for f := range w.jobs {
 		data := f.data
-		buf = append(buf[:0], 0, 0, 0, 0)
-		buf = enc.EncodeAll(data, buf)
-		if n := len(buf) - 4; n < len(data) {
+		n := len(s2.Encode(buf[4:cap(buf)], data))
+		if n < len(data) {
 			binary.LittleEndian.PutUint32(buf, uint32(n)|packed)
 		} else {
-			binary.LittleEndian.PutUint32(buf, uint32(len(data)))
-			buf = append(buf[:4], data...)
+			n = copy(buf[4:cap(buf)], data)
+			binary.LittleEndian.PutUint32(buf, uint32(n))
 		}
+		buf = buf[:4+n]
 		f.data = nil
 		w.mu.Lock()
 		f.at = w.at
@@ -185,12 +180,6 @@ func (w *Writer) compress() {
 		}
 		w.mu.Unlock()
 	}
-}
-
-func (w *Writer) fail(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.err = errors.Join(w.err, err)
 }
 
 // Finish writes index and trailer. The caller syncs the file.
@@ -203,14 +192,15 @@ func (w *Writer) Finish() (Stats, error) {
 		return Stats{}, w.err
 	}
 	slices.SortFunc(w.entries, func(a, b stored) int { return int(a.page) - int(b.page) })
-	index := make([]byte, len(w.entries)*entrySize)
+	vouched := append(w.head.put(), make([]byte, len(w.entries)*entrySize)...)
+	index := vouched[headerSize:]
 	for i, e := range w.entries {
 		if e.in != nil {
 			e.frame = e.in.at
 		}
 		e.put(index[i*entrySize:])
 	}
-	w.stats.Sum = sumOf(w.head.put(), index)
+	w.stats.Sum = w.head.version.sum(vouched)
 	end := trailer{index: w.at, entries: uint64(len(w.entries)), sum: w.stats.Sum}
 	out := bufio.NewWriterSize(w.out, 1<<20)
 	out.Write(index)
