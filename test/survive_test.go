@@ -361,6 +361,29 @@ func TestAway(t *testing.T) {
 			t.Errorf("%d events %s, want %d; all: %v", kinds[what], what, want, kinds)
 		}
 	}
+	g.standsWithoutGuard()
+}
+
+// standsWithoutGuard: the guard dies while its guest stands still in a panic, before a daemon that is busy has heard of it. The next one
+// finds the guest so, and does not let it go on: it would reboot, and what was in its memory be gone.
+func (g *guest) standsWithoutGuard() {
+	g.t.Helper()
+	guard, before := g.pid("guard"), len(g.events(g.name, "--kind", "machine.panicked"))
+	g.sh("(busybox usleep 1500000; echo c >/proc/sysrq-trigger) & disown")
+	g.daemon.Process.Signal(syscall.SIGSTOP)
+	defer g.daemon.Process.Signal(syscall.SIGCONT)
+	time.Sleep(3500 * time.Millisecond) // the guard ends it five seconds after its panic
+	syscall.Kill(guard, syscall.SIGKILL)
+	g.daemon.Process.Signal(syscall.SIGCONT)
+	if m := g.untilState(g.name, "failed", time.Minute); m.text("ended") != "panic" {
+		g.t.Errorf("ended %s (%s)", m.text("ended"), m.text("reason"))
+	}
+	if told := g.events(g.name, "--kind", "machine.panicked"); len(told) == before {
+		g.t.Error("the panic was not told")
+	}
+	if went := g.events(g.name, "--kind", "machine.rebooted"); len(went) > 0 {
+		g.t.Errorf("it went on: %v", went)
+	}
 }
 
 // copyProgram stands for another version: the same program in another file.

@@ -198,6 +198,7 @@ func (b *bench) back(clones int) error {
 			return err
 		}
 		rolled = append(rolled, ms(began))
+		time.Sleep(restTime)
 	}
 	defer func() {
 		for i := range clones {
@@ -230,7 +231,10 @@ func quantiles(v []float64) string {
 // spareClones is how many the daemon makes ahead.
 const spareClones = 3
 
-// clones makes clones: half of them one right after the other, faster than the daemon makes any ahead, the others when it has.
+// restTime lets a clone come to rest, whose translation cache is cold, before the next is made; a daemon makes some ahead after a second.
+const restTime = 700 * time.Millisecond
+
+// clones makes clones: half of them one after the other, faster than the daemon makes any ahead, the others when it has.
 func (b *bench) clones(name, id string, n int) (cold, ahead []float64, err error) {
 	ready := 0
 	for i := range n {
@@ -245,6 +249,7 @@ func (b *bench) clones(name, id string, n int) (cold, ahead []float64, err error
 		}
 		if took := ms(began); i < n/2 {
 			cold = append(cold, took)
+			time.Sleep(restTime)
 		} else {
 			ahead = append(ahead, took)
 		}

@@ -89,6 +89,7 @@ type Daemon struct {
 	pinned  map[checkpoint.ID]int // by who is about to go on from them
 	kept    map[string]int        // layers that nobody names yet, or any more (merge.go)
 	merging sync.Mutex
+	booting sync.Mutex    // the making of what images are booted by
 	keeping chan struct{} // holds a token for each machine that is being saved by its rule
 }
 

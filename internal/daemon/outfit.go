@@ -29,7 +29,7 @@ func (d *Daemon) spawnGuard(ctx context.Context, m *machine, img image.Image, qe
 		return nil, err
 	}
 	cfg := link.GuardConfig{ID: m.id(), Name: m.name(), Memory: m.rec.Spec.Memory, CPUs: m.rec.Spec.CPUs,
-		Watch: d.watched(), Running: qemu != nil, Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check, Ahead: m.ahead}
+		Watch: d.watched(), Running: qemu != nil, Stands: m.stands(), Recorded: m.rec.replayMode() == "record", Probe: m.whySampled(), Check: d.opts.Check, Ahead: m.ahead}
 	cfg.Replays = m.rec.Replays != nil
 	if r := m.record().Replays; r != nil && r.Until != nil {
 		at, err := d.resolve(m.id(), r.Recording, *r.Until)

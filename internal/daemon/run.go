@@ -144,7 +144,11 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 			d.log.Warn("the new guard can't see its machine's memory", "machine", m.name(), "error", err)
 		}
 	}
-	m.settlePause(ctx, w) // the last guard may have died in the middle of a checkpoint
+	if m.stands() { // somebody is at it, or will be
+		w.conn.Call(ctx, link.CallHold, nil, nil)
+	} else {
+		m.settlePause(ctx, w) // the last guard may have died in the middle of a checkpoint
+	}
 	d.giveClock(ctx, m, w, r.qemu.PID)
 	m.keepInputs(ctx, m.record().Run.Started, w)
 	m.setWorker("guard", w)

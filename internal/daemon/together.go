@@ -29,8 +29,15 @@ func (l *launch) together(ctx context.Context) error {
 			l.pace.mark(what)
 		})
 	}
-	begin("guard", func() (err error) { guard, err = l.startGuard(ctx); return err })
-	begin("gate", func() (err error) { gate, err = l.startGate(ctx); return err })
+	served := make(chan struct{})
+	begin("guard", func() (err error) { defer close(served); guard, err = l.startGuard(ctx); return err })
+	begin("gate", func() (err error) {
+		<-served // QEMU is not up before it has its disk from the guard, and needs a gate last of all
+		if ctx.Err() == nil {
+			gate, err = l.startGate(ctx)
+		}
+		return err
+	})
 	begin("qemu", func() (err error) { emulator, err = l.startQEMU(ctx); return err })
 	all.Wait()
 	l.took(guard, gate, emulator)
@@ -134,14 +141,16 @@ func (l *launch) paths() (qemu.Paths, []jail.Bind, error) {
 	if l.shared != nil {
 		ram = l.shared.path
 	}
-	p := qemu.Paths{RAM: ram, Kernel: l.img.Path(image.PartKernel), NBD: filepath.Join(sockets, qemu.NBDSocket)}
+	p := qemu.Paths{RAM: ram, Kernel: l.img.Path(image.PartKernel), Initrd: l.img.Path(image.PartInitrd), NBD: filepath.Join(sockets, qemu.NBDSocket)}
+	if l.rec.replayMode() == "" { // what was recorded with the image's own is replayed with them
+		p.Kernel, p.Initrd = l.d.bootFiles(l.img)
+	}
 	binds := []jail.Bind{
 		{Source: ram, Write: true, Reason: "the guest's memory"},
 		{Source: p.Kernel, Reason: "the guest's kernel"},
 	}
-	if initrd := l.img.Path(image.PartInitrd); initrd != "" {
-		p.Initrd = initrd
-		binds = append(binds, jail.Bind{Source: initrd, Reason: "the guest's initrd"})
+	if p.Initrd != "" {
+		binds = append(binds, jail.Bind{Source: p.Initrd, Reason: "the guest's initrd"})
 	}
 	if p.Plugin = l.plugin; l.plugin != "" {
 		binds = append(binds, jail.Bind{Source: l.plugin, Exec: true, Reason: "the plugin that tells the guard what the guest's kernel does"})

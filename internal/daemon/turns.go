@@ -96,10 +96,25 @@ func (d *Daemon) panicked(name string, decisions []policy.Decision) {
 		m.panicked = true
 		m.mu.Unlock()
 		d.respondEach(decisions)
-		if m.running() == r {
-			m.callGuard(d.ctx, link.CallQuit, nil, nil)
-		}
+		m.quitStanding(r)
 	})
+}
+
+// quitTime bounds the wait for a guard that ends a guest in a panic: its guard may have died, and the next one be on its way.
+const quitTime = 30 * time.Second
+
+// quitStanding ends a guest that stands still in a panic, where nothing has put another run in its place.
+func (m *machine) quitStanding(r *run) {
+	for end := time.Now().Add(quitTime); m.running() == r && m.d.ctx.Err() == nil; {
+		if _, err := m.callGuard(m.d.ctx, link.CallQuit, nil, nil); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			r.qemu.Kill()
+			return
+		}
+		waitFor(m.d.ctx, r.qemu.Done(), 300*time.Millisecond)
+	}
 }
 
 func (d *Daemon) respondEach(decisions []policy.Decision) {

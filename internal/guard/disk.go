@@ -48,7 +48,10 @@ type tracker struct {
 
 // openDisk opens the volume and begins to serve it. Files are named from the first request on: the index is built
 // before QEMU can ask for anything.
-func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, event.Fields), flood *event.Flood) (*disk, error) {
+//
+// QEMU opens its disk while it comes up, and reads nothing of it before its guest runs: it need not wait for files to have names. Under a guest that
+// runs already everything is named from the first request on.
+func openDisk(files map[string]*os.File, watch []string, running bool, emit func(event.Kind, event.Fields), flood *event.Flood) (*disk, error) {
 	d := &disk{emit: emit, flood: flood}
 	d.overlay.Store(files[link.FileOverlay])
 	var layers []*os.File
@@ -68,10 +71,18 @@ func openDisk(files map[string]*os.File, watch []string, emit func(event.Kind, e
 		l.Close()
 		return nil, err
 	}
+	serve := func() {
+		go volume.Serve(context.Background(), l, d.vol, volume.ServeOptions{Name: machine.NBDExport, Simple: true})
+	}
+	if !running {
+		serve()
+	}
 	if err := d.watch(watch); err != nil {
 		d.say("files are not named: " + err.Error())
 	}
-	go volume.Serve(context.Background(), l, d.vol, volume.ServeOptions{Name: machine.NBDExport, Simple: true})
+	if running {
+		serve()
+	}
 	go d.count()
 	return d, nil
 }

@@ -236,7 +236,7 @@ func (g *Guard) open(files map[string]*os.File) error {
 		g.frames = newFrames(shown, g.cfg.Running)
 		go g.frames.run()
 	}
-	if g.disk, err = openDisk(files, g.cfg.Watch, g.out.Emit, g.flood); err != nil {
+	if g.disk, err = openDisk(files, g.cfg.Watch, g.cfg.Running, g.out.Emit, g.flood); err != nil {
 		return fmt.Errorf("disk: %w", err)
 	}
 	if g.agent != nil && g.cfg.Running { // the guard before may have died in the middle of a checkpoint
@@ -283,6 +283,9 @@ func conn(files map[string]*os.File, name string) (net.Conn, error) {
 // connectMonitor waits for QEMU's greeting: it comes once QEMU runs.
 func (g *Guard) connectMonitor(c net.Conn) {
 	m, err := machine.NewMonitor(g.ctx, c, g.monitored, g.rebooted, g.standing)
+	if err == nil && g.cfg.Running {
+		g.findStanding(m)
+	}
 	g.mu.Lock()
 	g.monitor, g.monitorErr = m, err
 	g.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 
 	"vigia/internal/event"
 	"vigia/internal/link"
+	"vigia/internal/machine"
 )
 
 // A guest whose kernel has panicked stands still, with all that it was in its memory, so that what rules ask for can be done: save it,
@@ -18,18 +19,35 @@ const (
 // standing is told of a panic.
 func (g *Guard) standing(how string) {
 	g.monitored(event.MachinePanicked, event.Fields{"reason": how})
-	go func() {
+	go g.endStanding()
+}
+
+func (g *Guard) endStanding() {
+	select {
+	case <-time.After(panicGrace):
+	case <-g.held:
 		select {
-		case <-time.After(panicGrace):
-		case <-g.held:
-			select {
-			case <-time.After(panicHold):
-			case <-g.ctx.Done():
-			}
+		case <-time.After(panicHold):
 		case <-g.ctx.Done():
 		}
-		g.quit()
-	}()
+	case <-g.ctx.Done():
+	}
+	g.quit()
+}
+
+// findStanding is for a guard that takes another's place: the other may have died while its guest stood still, before or after it told so.
+func (g *Guard) findStanding(m *machine.Monitor) {
+	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
+	defer cancel()
+	if status, err := m.Status(ctx); err != nil || status != "guest-panicked" {
+		return
+	}
+	m.Panicked("the guest's kernel panicked")
+	if g.cfg.Stands {
+		go g.endStanding()
+	} else {
+		g.standing("found by another guard")
+	}
 }
 
 func (g *Guard) quit() {

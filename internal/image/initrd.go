@@ -13,8 +13,9 @@ import (
 )
 
 // initrdModules are the drivers loaded before the root is mounted: the disk's, the ones every machine needs soon
-// (so that nothing has to wait for udev), and the ones that tell the host of a panic, which should be there early.
-var initrdModules = []string{"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-mmio", "pvpanic-pci", "ext4"}
+// (so that nothing has to wait for udev), the ones that tell the host of a panic, which should be there early, and the checksum that ext4 asks
+// the kernel for by its name and no module depends on: Debian's generic kernels have it as a module.
+var initrdModules = []string{"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-mmio", "pvpanic-pci", "crc32c_generic", "ext4"}
 
 // initrdApplets are what recipes/initrd/init calls.
 var initrdApplets = []string{"sh", "mount", "insmod", "findfs", "sleep", "switch_root"}

@@ -6,7 +6,7 @@
 // [Planter]. Reading them tells what
 // a guest that has taken such a process over can still do; nothing else in this package has to be trusted to know that.
 //
-// Confinement happens in a fresh process of vigia's own binary, in steps, before a guest byte is read:
+// Confinement happens in a fresh process of vigia's own (see [StartFrom]), in steps, before a guest byte is read:
 //
 //	daemon                                   child, in new namespaces
 //	clone(2) with the profile's namespaces → waits for its order

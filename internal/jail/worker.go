@@ -8,7 +8,7 @@ import (
 	"os"
 )
 
-// Worker is a process of this same binary to be started under a profile.
+// Worker is a process of the workers' program to be started under a profile.
 type Worker struct {
 	Profile Profile
 	Args    []string   // the sub-command and its arguments: os.Args[1:] of the worker

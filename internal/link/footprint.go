@@ -12,8 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Footprint is how a worker stays small. Every worker is the one vigia binary, whose start touches some 30 MB of code
-// and constants that a guard or gate never looks at again. They are clean pages of a file: given back, they cost
+// Footprint is how a worker stays small. Its start touches megabytes of code and constants that a guard or gate never looks at again. They are clean pages of a file: given back, they cost
 // nothing until they are needed, which is a minor fault each.
 type Footprint struct{ mappings [][2]uintptr }
 

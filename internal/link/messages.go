@@ -122,6 +122,7 @@ type GuardConfig struct {
 	Probe    string        `json:"probe"`           // why there is no FileProbe
 	Recorded bool          `json:"recorded"`        // what enters the machine is recorded
 	Running  bool          `json:"running"`         // QEMU runs already: this guard replaces one that died
+	Stands   bool          `json:"stands"`          // and its guest is known to stand still in a panic
 	Replays  bool          `json:"replays"`         // the machine replays a recording: it may be asked to stop somewhere
 	Until    *Until        `json:"until,omitempty"` // where it is to stop
 	Check    CheckSchedule `json:"check"`

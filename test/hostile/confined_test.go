@@ -168,7 +168,7 @@ func compareMounts(t *testing.T, name, role string, h *host, m *vigiav1.Machine,
 		for _, path := range []string{"/dev/null", "/dev/urandom", filepath.Join(h.state, "run", m.Id, "qemu")} {
 			allowed[path] = true
 		}
-		for _, part := range []string{"vmlinuz", "initrd"} {
+		for _, part := range []string{"boot/loader", "boot/joined"} {
 			allowed[filepath.Join(h.state, "images", m.ImageId, part)] = true
 		}
 		ram = fmt.Sprintf("/dev/shm/vigia-%d-%s/%s.ram", h.owner, stateHash(h.state), m.Id)

@@ -6,7 +6,7 @@
 // files of a chain over each other, the oldest first, and every page is then compared with its digest.
 //
 //	header   who this is, whose child, how many pages the machine has
-//	frames   up to 16 pages each, one after another as they were taken, compressed where that helps
+//	frames   up to 16 pages each, one after another as they were taken, compressed where that helps, with a CRC
 //	index    an entry for each page in the file, by page number: its kind, where its data lie, its digest
 //	trailer  where the index is, and the sum over header and index
 //
@@ -22,6 +22,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 
 	"lukechampine.com/blake3"
 )
@@ -51,8 +52,11 @@ const (
 	headerMagic  = "VIGIARAM"
 	trailerMagic = "VIGIAEND"
 
-	packed = 1 << 31 // in a frame's length: it is compressed
+	packed    = 1 << 31 // in a frame's length: it is compressed
+	frameHead = 8       // its length and its CRC; of version 1 the length alone
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Errors of reading. Every one of them says that the file can't be used.
 var (

@@ -3,6 +3,7 @@ package page
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"sync"
@@ -80,6 +81,7 @@ func (f *File) Sum() Sum      { return f.sum }
 // frameReader unpacks one file's frames, keeping the last.
 type frameReader struct {
 	f    *File
+	head int           // bytes before a frame
 	zstd *zstd.Decoder // of version 1
 	at   uint64
 	data []byte
@@ -87,10 +89,11 @@ type frameReader struct {
 }
 
 func newFrameReader(f *File) (*frameReader, error) {
-	r := &frameReader{f: f}
+	r := &frameReader{f: f, head: frameHead}
 	if f.head.version != version1 {
 		return r, nil
 	}
+	r.head = 4
 	var err error
 	r.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(framePages*Size), zstd.WithDecoderLowmem(true))
 	return r, err
@@ -113,24 +116,28 @@ func (r *frameReader) page(e entry) ([]byte, error) {
 }
 
 func (r *frameReader) load(at uint64) error {
-	var head [4]byte
-	if at+4 > r.f.index {
+	var head [frameHead]byte
+	n := uint64(r.head)
+	if at+n > r.f.index {
 		return fmt.Errorf("%w: a frame at %d reaches into the index", ErrFormat, at)
 	}
-	if _, err := r.f.r.ReadAt(head[:], int64(at)); err != nil {
+	if _, err := r.f.r.ReadAt(head[:n], int64(at)); err != nil {
 		return err
 	}
+	at += n
 	length := binary.LittleEndian.Uint32(head[:])
-	n := uint64(length &^ packed)
-	if n > framePages*Size || at+4+n > r.f.index {
+	if n = uint64(length &^ packed); n > framePages*Size || at+n > r.f.index {
 		return fmt.Errorf("%w: a frame of %d bytes at %d", ErrFormat, n, at)
 	}
 	if cap(r.buf) < int(n) {
 		r.buf = make([]byte, framePages*Size)
 	}
 	r.buf = r.buf[:n]
-	if _, err := r.f.r.ReadAt(r.buf, int64(at)+4); err != nil {
+	if _, err := r.f.r.ReadAt(r.buf, int64(at)); err != nil {
 		return err
+	}
+	if r.head == frameHead && crc32.Checksum(r.buf, castagnoli) != binary.LittleEndian.Uint32(head[4:]) {
+		return fmt.Errorf("%w: the frame at %d", ErrDamaged, at)
 	}
 	if length&packed == 0 {
 		r.data = append(r.data[:0], r.buf...)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"slices"
 	"sync"
@@ -160,17 +161,18 @@ func xor(dst, src []byte) {
 
 // compress writes frames as they come, each at its own place.
 func (w *Writer) compress() {
-	buf := make([]byte, 4+s2.MaxEncodedLen(framePages*Size))
+	buf := make([]byte, frameHead+s2.MaxEncodedLen(framePages*Size))
 	for f := range w.jobs {
 		data := f.data
-		n := len(s2.Encode(buf[4:cap(buf)], data))
-		if n < len(data) {
-			binary.LittleEndian.PutUint32(buf, uint32(n)|packed)
-		} else {
-			n = copy(buf[4:cap(buf)], data)
-			binary.LittleEndian.PutUint32(buf, uint32(n))
+		body := s2.Encode(buf[frameHead:cap(buf)], data)
+		length := uint32(len(body)) | packed
+		if len(body) >= len(data) {
+			body = append(body[:0], data...)
+			length = uint32(len(data))
 		}
-		buf = buf[:4+n]
+		binary.LittleEndian.PutUint32(buf, length)
+		binary.LittleEndian.PutUint32(buf[4:], crc32.Checksum(body, castagnoli))
+		buf = buf[:frameHead+len(body)]
 		f.data = nil
 		w.mu.Lock()
 		f.at = w.at
