@@ -89,6 +89,13 @@ func TestRulesTurnBack(t *testing.T) {
 		t.Errorf("the panic's state is not there:\n%s", ids)
 	}
 
+	h.must("clone", "one@"+saved.Fields.text("id"), "post-mortem")
+	if m := h.show("post-mortem"); m.text("state") != "paused" {
+		t.Errorf("a clone of a guest in panic is %s", m.text("state"))
+	}
+	h.until("its processes are seen", 30*time.Second, func() bool { return strings.Contains(h.vigia("ps", "post-mortem").stdout, "init") })
+	h.must("rm", "--force", "post-mortem")
+
 	g.sh("echo kept >/root/kept; sync; X=gone")
 	say("43")
 	h.untilEvent("one", "response.done", time.Minute, func(e event) bool { return e.Fields.text("response") == "restart" })

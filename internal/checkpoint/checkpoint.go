@@ -71,6 +71,7 @@ type Record struct {
 	Stable    bool      `json:"stable,omitempty"` // a state to fall back to
 	Removed   bool      `json:"removed,omitempty"`
 	Scheduled bool      `json:"scheduled,omitempty"` // made by the machine's rule
+	Panicked  bool      `json:"panicked,omitempty"`  // its guest stood still in a panic
 	How       string    `json:"how"`
 	Why       string    `json:"why,omitempty"` // why it was copied
 	Disk      string    `json:"disk"`

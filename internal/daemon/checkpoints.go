@@ -78,7 +78,7 @@ func (c *checkpointMaking) take(ctx context.Context, s saving) (checkpoint.Recor
 		return c.record, err
 	}
 	rec := c.machine.record()
-	c.record = checkpoint.Record{Machine: c.id(), Name: c.name(), Parent: c.parent(ctx, rec.Checkpoint), Label: s.label, Stable: s.stable, Scheduled: s.scheduled,
+	c.record = checkpoint.Record{Machine: c.id(), Name: c.name(), Parent: c.parent(ctx, rec.Checkpoint), Label: s.label, Stable: s.stable, Scheduled: s.scheduled, Panicked: c.stands(),
 		How: checkpoint.Protected, Disk: checkpoint.CrashConsistent, Spec: rec.Spec, Origin: rec.origin(), Accelerator: rec.Run.Accelerator, QEMU: c.d.qemuVersion}
 	if c.keeper.why != "" {
 		c.record.How, c.record.Why = checkpoint.Copied, c.keeper.why

@@ -54,6 +54,7 @@ type launch struct {
 	publish []*os.File
 	plugin  string // QEMU's, where it gets one
 	nbd     *os.File
+	stays   bool // its guest had panicked: it is looked at, and does not go on before somebody says so
 	pace    pace
 }
 
@@ -229,6 +230,7 @@ func (l *launch) makeRAM(context.Context) error {
 	}
 	path := l.d.files.ramFile(l.id())
 	if from != nil {
+		l.stays = from.Panicked
 		if f, err := l.takeAhead(from.ID, path); f != nil || err != nil {
 			return errors.Join(err, l.give(f))
 		}
@@ -353,7 +355,7 @@ func (l *launch) letGo(ctx context.Context) error {
 			l.d.log.Warn("the guard can't see its machine's memory", "machine", l.name(), "error", err)
 		}
 	}
-	if _, err := l.guard.conn.Call(ctx, link.CallRun, nil, nil); err != nil {
+	if _, err := l.guard.conn.Call(ctx, link.CallRun, link.Run{Stays: l.stays}, nil); err != nil {
 		return l.whyNot(err)
 	}
 	os.Remove(l.d.files.ramFile(l.id())) // QEMU and the guard have it
@@ -365,8 +367,10 @@ func (l *launch) letGo(ctx context.Context) error {
 func (l *launch) settle(ctx context.Context) error {
 	l.mu.Lock()
 	before := l.rec
-	l.state.Arriving = l.rec.Resume
-	l.rec.Run, l.rec.Failed, l.rec.Ended, l.rec.Reason, l.rec.Paused = &l.state, false, vm.EndedNone, "", false
+	if !l.stays { // else there is nobody to be helped
+		l.state.Arriving = l.rec.Resume
+	}
+	l.rec.Run, l.rec.Failed, l.rec.Ended, l.rec.Reason, l.rec.Paused = &l.state, false, vm.EndedNone, "", l.stays
 	l.rec.Resume = ""
 	err := l.save(ctx)
 	if err != nil {

@@ -135,7 +135,7 @@ func (d *Daemon) replaceGuard(ctx context.Context, m *machine, r *run) error {
 	if err != nil {
 		return err
 	}
-	if _, err := w.conn.Call(ctx, link.CallRun, nil, nil); err != nil {
+	if _, err := w.conn.Call(ctx, link.CallRun, link.Run{}, nil); err != nil {
 		w.end()
 		return err
 	}

@@ -355,6 +355,10 @@ const greetTime = 15 * time.Second
 // run lets the guest go, unless this guard found it running.
 func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) {
 	closeFiles(r.Files)
+	var q link.Run
+	if err := r.Decode(&q); err != nil {
+		return link.Response{}, err
+	}
 	if g.cfg.Running {
 		m, err := g.qemu(ctx)
 		if err == nil && g.cfg.Until != nil {
@@ -377,6 +381,9 @@ func (g *Guard) run(ctx context.Context, r link.Request) (link.Response, error) 
 	g.mu.Lock()
 	g.cfg.Ahead = false
 	g.mu.Unlock()
+	if q.Stays {
+		return link.Response{}, nil
+	}
 	deaf := fmt.Errorf("it runs, and has not answered its monitor's \"cont\" in %s", greetTime)
 	going, cancel := context.WithTimeoutCause(ctx, greetTime, deaf)
 	defer cancel()

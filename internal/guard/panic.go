@@ -84,9 +84,12 @@ func (g *Guard) panicked() bool {
 	if g.monitor.Ending().Ended != "" {
 		return true // the device told
 	}
-	g.monitor.Panicked("the guest's kernel panicked (seen in its memory)")
 	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
 	defer cancel()
+	if status, err := g.monitor.Status(ctx); err != nil || status != running {
+		return false // it came from the checkpoint of a guest in panic, and is only looked at
+	}
+	g.monitor.Panicked("the guest's kernel panicked (seen in its memory)")
 	g.monitor.Pause(ctx)
 	g.standing("seen in its memory")
 	return true

@@ -112,6 +112,11 @@ const (
 	FileModules     = "modules"   // the kernel's modules; likewise
 )
 
+// Run is what CallRun takes.
+type Run struct {
+	Stays bool `json:"stays"` // the guest is not let go: it had panicked when it was saved
+}
+
 // GuardConfig is all a guard needs to know of its machine.
 type GuardConfig struct {
 	ID       vm.ID         `json:"id"`
