@@ -148,6 +148,8 @@ var outbound = []Rule{
 // protection is what the keeper adds: the requests of userfaultfd(2) that watch and let go, on a descriptor it is given.
 var protection = []Rule{
 	allow(unix.SYS_IOCTL, "ioctl", "UFFDIO_API, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT", Arg{Index: 1, OneOf: []uint32{0xc018aa3f, 0xc020aa00, 0xc018aa06}}),
+	allow(unix.SYS_SETPRIORITY, "setpriority", "threads of its own that hash and pack stand back behind the guest's",
+		Arg{Index: 0, OneOf: []uint32{unix.PRIO_PROCESS}}, Arg{Index: 1, OneOf: []uint32{0}}),
 }
 
 // tracing is what the planter may do to a process of its own user. It stands before goRuntime, where the same calls are fatal.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -17,6 +18,8 @@ const (
 	runPages = 16   // read, and let go, at once
 	waiting  = 1024 // runs that wait to be written: 64 MiB. Then the guest waits
 	packers  = 2    // goroutines that compress
+	// packerNice is the nice value of who hashes and compresses: a tenth of a guest's share where they want the same processor.
+	packerNice = 10
 	// protectStep is how much memory is protected at once while the guest runs, in bytes: it is held up meanwhile.
 	protectStep = 8 << 20
 	// hotPages is how many of the pages that a guest writes right after it goes on are copied while it stands still, and not
@@ -124,7 +127,7 @@ func (s *saver) open(out *os.File, id, parent page.ID) (*page.Writer, error) {
 	case s.known == nil || s.last != parent:
 		return nil, fmt.Errorf("the last checkpoint known here is %x, not %x", s.last, parent)
 	}
-	return page.NewWriter(out, s.mem.pages, id, parent, s.known, packers)
+	return page.NewWriter(out, s.mem.pages, id, parent, s.known, packers, standBack)
 }
 
 // prepare protects memory for the first time, while the guest runs: page tables are made now, and not in the pause.
@@ -296,7 +299,11 @@ func (s *saver) take(first, n uint64) run {
 func (s *saver) complete(j *job) {
 	time.Sleep(startLater)
 	written := make(chan struct{})
-	go func() { j.collect(); close(written) }()
+	go func() {
+		defer close(written)
+		standBack()
+		j.collect()
+	}()
 	for _, r := range j.hot {
 		j.queue <- r
 	}
@@ -318,6 +325,13 @@ func (s *saver) complete(j *job) {
 		s.last, s.unsure = j.id, s.prot == nil
 	}
 	close(j.done)
+}
+
+// standBack makes the thread of a goroutine, which ends with it, one that yields to the guest's: what is copied can wait to be packed, and on two
+// processors a guest that goes on after an instant would share them with all who pack.
+func standBack() {
+	runtime.LockOSThread()
+	unix.Setpriority(unix.PRIO_PROCESS, 0, packerNice) // refused: they are as quick as others
 }
 
 // finish waits until everything is written and on the disk.

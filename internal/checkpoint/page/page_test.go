@@ -39,7 +39,7 @@ func (m *machine) save(pages ...int) (string, Stats) {
 	}
 	defer f.Close()
 	id := ID{m.n}
-	w, err := NewWriter(f, uint64(len(m.mem)/Size), id, m.last, m.known, 2)
+	w, err := NewWriter(f, uint64(len(m.mem)/Size), id, m.last, m.known, 2, nil)
 	if err != nil {
 		m.t.Fatal(err)
 	}

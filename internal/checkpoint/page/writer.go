@@ -73,8 +73,9 @@ type frame struct {
 	at   uint64 // once it is written
 }
 
-// NewWriter begins a file. With parent the zero ID it is whole, and known must know nothing.
-func NewWriter(out io.Writer, pages uint64, id, parent ID, known *Known, workers int) (*Writer, error) {
+// NewWriter begins a file. With parent the zero ID it is whole, and known must know nothing. Frames are packed by so many goroutines, each of
+// which calls settle first, if that is given.
+func NewWriter(out io.Writer, pages uint64, id, parent ID, known *Known, workers int, settle func()) (*Writer, error) {
 	if pages == 0 || pages > MaxPages || uint64(len(known.digests)) != pages {
 		return nil, fmt.Errorf("%w: %d pages", ErrFormat, pages)
 	}
@@ -84,7 +85,12 @@ func NewWriter(out io.Writer, pages uint64, id, parent ID, known *Known, workers
 		return nil, err
 	}
 	for range workers {
-		w.wg.Go(w.compress)
+		w.wg.Go(func() {
+			if settle != nil {
+				settle()
+			}
+			w.compress()
+		})
 	}
 	return w, nil
 }
