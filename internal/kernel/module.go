@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -126,6 +127,10 @@ func (m *ModuleFile) Place(w Where) (*Placed, error) {
 	}
 	b := siteReader{symbol: w.Kernel, section: func(name string) Segment { return l.data[name] }, code: p.Code, newer: w.Newer}
 	b.read()
+	// With one CPU the kernel takes LOCK prefixes out of a module's .text alone, and leaves those of its cold functions
+	// (arch/x86/kernel/module.c, module_finalize: the bounds that it gives to alternatives_smp_module_add).
+	text := l.data[".text"]
+	b.list = slices.DeleteFunc(b.list, func(s Site) bool { return s.Kind == SiteLock && (s.Addr < text.Addr || s.Addr >= text.End()) })
 	b.list = append(b.list, l.empty...)
 	b.sort()
 	for i := range b.list {

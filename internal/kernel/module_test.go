@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// smallModule makes a module's file: code with a return, a call of another's function, and the table that lists the return.
+// smallModule makes a module's file: code with a return, a call of another's function, and the table that lists the return; cold code; and
+// the table of LOCK prefixes, of which each has one.
 func smallModule(testing.TB) []byte {
 	le := binary.LittleEndian
 	type section struct {
@@ -31,6 +32,7 @@ func smallModule(testing.TB) []byte {
 	}
 	symbols := append(symbol(0, 0, 0, 0), symbol(0, 3, 1, 0)...) // the section of code
 	symbols = append(append(symbols, symbol(1, 0x10, 0, 0)...), symbol(8, 0x12, 1, 0)...)
+	symbols = append(symbols, symbol(0, 3, 8, 0)...) // the section of cold code
 	list := []section{
 		{},
 		{".text", 1, 6, 0, 0, 0, []byte{0xe8, 0, 0, 0, 0, 0xe9, 0, 0, 0, 0}},
@@ -40,6 +42,9 @@ func smallModule(testing.TB) []byte {
 		{".symtab", 2, 0, 6, 2, 24, symbols},
 		{".strtab", 3, 0, 0, 0, 0, []byte("\x00printk\x00init\x00")},
 		{".BTF", 1, 0, 0, 0, 0, bytes.Repeat([]byte("types"), 100)},
+		{".text.unlikely", 1, 6, 0, 0, 0, []byte{0x90, 0xf0, 0x90}},
+		{".smp_locks", 1, 2, 0, 0, 0, make([]byte, 8)},
+		{".rela.smp_locks", 4, 0x40, 5, 9, 24, append(rela(0, 1, 2, 4), rela(4, 4, 2, 1)...)},
 		{".shstrtab", 3, 0, 0, 0, 0, nil},
 	}
 	names := []byte{0}
@@ -99,8 +104,9 @@ func TestPlaceModule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.Code) != 1 || p.NumSites() != 1 || p.Site(0).Kind != SiteReturn {
-		t.Fatalf("%d runs of code, %d places", len(p.Code), p.NumSites())
+	// The LOCK prefix of cold code stays as it is, with one CPU too.
+	if len(p.Code) != 2 || p.NumSites() != 2 || p.Site(0).Kind != SiteLock || p.Site(0).Addr != p.Code[0].Addr+4 || p.Site(1).Kind != SiteReturn {
+		t.Fatalf("%d runs of code, places %+v", len(p.Code), p.sites)
 	}
 	b := p.Code[0].Data
 	if to := p.Code[0].Addr + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(b[1:])))); to != 0xffffffff81001000 {
