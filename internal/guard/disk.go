@@ -46,11 +46,8 @@ type tracker struct {
 	kind string
 }
 
-// openDisk opens the volume and begins to serve it. Files are named from the first request on: the index is built
-// before QEMU can ask for anything.
-//
-// QEMU opens its disk while it comes up, and reads nothing of it before its guest runs: it need not wait for files to have names. Under a guest that
-// runs already everything is named from the first request on.
+// openDisk opens the volume and begins to serve it. Files are named from a guest's first request on. A QEMU that comes up opens its disk, and reads
+// nothing of it before its guest runs: it need not wait until the index is built. Under a guest that runs already nothing is served before.
 func openDisk(files map[string]*os.File, watch []string, running bool, emit func(event.Kind, event.Fields), flood *event.Flood) (*disk, error) {
 	d := &disk{emit: emit, flood: flood}
 	d.overlay.Store(files[link.FileOverlay])

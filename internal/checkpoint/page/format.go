@@ -53,7 +53,7 @@ const (
 	trailerMagic = "VIGIAEND"
 
 	packed    = 1 << 31 // in a frame's length: it is compressed
-	frameHead = 8       // its length and its CRC; of version 1 the length alone
+	frameHead = 8       // its length and its CRC
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -80,6 +80,14 @@ func DigestOf(p []byte) Digest { return version2.digest(p) }
 func (v version) digest(p []byte) Digest {
 	h := v.hash(p)
 	return Digest(h[:16])
+}
+
+// frameHead is how many bytes stand before a frame: of version 1 its length alone.
+func (v version) frameHead() int {
+	if v == version1 {
+		return 4
+	}
+	return frameHead
 }
 
 func (v version) hash(b []byte) [32]byte {

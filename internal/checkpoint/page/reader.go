@@ -81,7 +81,6 @@ func (f *File) Sum() Sum      { return f.sum }
 // frameReader unpacks one file's frames, keeping the last.
 type frameReader struct {
 	f    *File
-	head int           // bytes before a frame
 	zstd *zstd.Decoder // of version 1
 	at   uint64
 	data []byte
@@ -89,11 +88,10 @@ type frameReader struct {
 }
 
 func newFrameReader(f *File) (*frameReader, error) {
-	r := &frameReader{f: f, head: frameHead}
+	r := &frameReader{f: f}
 	if f.head.version != version1 {
 		return r, nil
 	}
-	r.head = 4
 	var err error
 	r.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(framePages*Size), zstd.WithDecoderLowmem(true))
 	return r, err
@@ -117,7 +115,7 @@ func (r *frameReader) page(e entry) ([]byte, error) {
 
 func (r *frameReader) load(at uint64) error {
 	var head [frameHead]byte
-	n := uint64(r.head)
+	n := uint64(r.f.head.version.frameHead())
 	if at+n > r.f.index {
 		return fmt.Errorf("%w: a frame at %d reaches into the index", ErrFormat, at)
 	}
@@ -136,7 +134,7 @@ func (r *frameReader) load(at uint64) error {
 	if _, err := r.f.r.ReadAt(r.buf, int64(at)); err != nil {
 		return err
 	}
-	if r.head == frameHead && crc32.Checksum(r.buf, castagnoli) != binary.LittleEndian.Uint32(head[4:]) {
+	if r.f.head.version != version1 && crc32.Checksum(r.buf, castagnoli) != binary.LittleEndian.Uint32(head[4:]) {
 		return fmt.Errorf("%w: the frame at %d", ErrDamaged, at)
 	}
 	if length&packed == 0 {
